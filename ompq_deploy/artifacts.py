@@ -1,0 +1,236 @@
+"""The values that travel along the straight line. Frozen, keyword-only; this module imports no stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """N samples, ready to be fed: one array per graph input, every first axis N long.
+
+    `labels` is int64 (N,) where the data has any. `source` is what a person would call the data,
+    `sha256` covers the bytes fed, so that a plan can name exactly what it was calibrated on.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    labels: NDArray[np.int64] | None
+    source: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def batches(self, size: int) -> list[dict[str, NDArray[Any]]]:
+        """Consecutive feeds of at most `size` samples."""
+        return [
+            {name: array[start : start + size] for name, array in self.inputs.items()}
+            for start in range(0, len(self), size)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One quantizable layer: a weight and every node that reads it (more than one when shared).
+
+    `nodes[0]` equals `name`. `output` is the layer's output as the ORM sees it: after bias, folded
+    BatchNorm and activation. `inputs` are the activation tensors feeding the nodes, in the order of `nodes`.
+    `channel_axis` is the axis of the weight that runs over output channels. `macs` are per sample.
+    """
+
+    name: str
+    op: str
+    nodes: tuple[str, ...]
+    weight: str
+    shape: tuple[int, ...]
+    channel_axis: int
+    groups: int
+    inputs: tuple[str, ...]
+    output: str
+    macs: int
+
+    @property
+    def numel(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def channels(self) -> int:
+        """Length of the per-channel scale: the weight's extent along `channel_axis`."""
+        return self.shape[self.channel_axis]
+
+    @property
+    def depthwise(self) -> bool:
+        return self.op == "Conv" and self.groups > 1 and self.shape[1] == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedGraph:
+    """The canonical float graph: opset 21, constants, BatchNorm, Pad and Identity folded, nodes named.
+
+    `activations` are the tensors that carry an integer grid, in topological order: every activation that
+    reaches a layer, and those that must be integer for residual sums, concatenations and pools between
+    layers. `batch` is None when the first input axis is symbolic, else its fixed size.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+    activations: tuple[str, ...]
+    batch: int | None
+    source: Path
+    sha256: str
+    float_bytes: int
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(value.name for value in self.model.graph.input)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(value.name for value in self.model.graph.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts of |x| over `counts.size` equal bins from 0 to `limit`."""
+
+    counts: NDArray[np.int64]
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """What one pass over N samples leaves behind.
+
+    `grams[layer]` is X X^T, float64 (N, N), of the layer's output flattened to X (N, C H W).
+    `ranges[tensor]` is (min, max) and `means[tensor]` the mean per channel (axis 1), float64 (C,), of each
+    tensor in `PreparedGraph.activations`. `histograms` is empty unless a calibration method asked for it.
+    """
+
+    grams: Mapping[str, Float64]
+    ranges: Mapping[str, tuple[float, float]]
+    means: Mapping[str, Float64]
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    count: int
+    streamed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What each width of each layer costs under one metric; the solver minimizes the sum.
+
+    `loss` is float64 (L, B), rows in the order of `PreparedGraph.layers`, columns in the order of `bits`;
+    `importance` is the metric's own figure per layer, float64 (L,), for the report.
+    """
+
+    metric: str
+    bits: tuple[int, ...]
+    loss: Float64
+    importance: Float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The size limit in bytes, and what it is the size of: `file`, `weights`, `engine` or `paper`."""
+
+    size_bytes: int
+    size_of: str = "file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverRecord:
+    """How the plan was found. `bound` is a proven lower bound of `objective`; equal when OPTIMAL."""
+
+    name: str
+    status: str
+    objective: float
+    bound: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayer:
+    """One row of the plan. `bytes` are the bytes this layer adds to what the budget counts."""
+
+    name: str
+    op: str
+    weight_bits: int
+    activation_bits: int
+    numel: int
+    bytes: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitPlan:
+    """A width for every layer, keeping the budget: `size_bytes` <= `budget.size_bytes`."""
+
+    layers: tuple[PlannedLayer, ...]
+    budget: Budget
+    size_bytes: int
+    metric: str
+    solver: SolverRecord
+
+    def bits(self) -> dict[str, int]:
+        """Weight width per layer name."""
+        return {layer.name: layer.weight_bits for layer in self.layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """A layer's integers: value = scale * code, `codes` int8 in the weight's shape, within `bits` bits.
+
+    `scale` is float32 (C,) along the layer's output channels. `biases` holds, for each node of the layer
+    that has one (all of them after bias correction), a float32 (C,) bias; exporters that need integers
+    round it to the grid scale_activation * scale.
+    """
+
+    layer: Layer
+    bits: int
+    codes: NDArray[np.int8]
+    scale: Float32
+    biases: Mapping[str, Float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedGraph:
+    """The prepared graph with integers chosen: one `QuantizedLayer` per layer, in the graph's order, and one
+    positive scale per tensor in `graph.activations` (symmetric int8, zero-point 0)."""
+
+    graph: PreparedGraph
+    layers: tuple[QuantizedLayer, ...]
+    activation_scales: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerVerdict:
+    """How one integer tensor compares: share of equal elements, largest difference in steps."""
+
+    name: str
+    exact_fraction: float
+    max_lsb: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The outcome of `verify`. `matches_reference` is bit-exactness of the integer-only model against the
+    NumPy reference; `layers` compares it with the Q/DQ model, every layer fed the same integers."""
+
+    passed: bool
+    samples: int
+    matches_reference: bool
+    float_tensors_inside: tuple[str, ...]
+    exact_fraction: float
+    max_lsb: int
+    output_difference: float
+    layers: tuple[LayerVerdict, ...]

@@ -1,0 +1,72 @@
+"""Who makes and who reads each tensor of an ONNX graph: the look-ups every stage needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from numpy.typing import NDArray
+
+
+class GraphIndex:
+    """A read-only index of one main graph. Build it again after changing the graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.nodes = {node.name: node for node in model.graph.node}
+        self.producer = {name: node for node in model.graph.node for name in node.output if name}
+        self.outputs = {value.name for value in model.graph.output}
+        self._consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in model.graph.node:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self._consumers[name].append(node)
+
+    def consumers(self, tensor: str) -> list[onnx.NodeProto]:
+        return self._consumers.get(tensor, [])
+
+    def only_consumer(self, tensor: str) -> onnx.NodeProto | None:
+        """The one node that reads `tensor`, or None where there are more, or the graph returns it."""
+        readers = self.consumers(tensor)
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def is_constant(self, tensor: str) -> bool:
+        return tensor in self.initializers
+
+    def constant(self, tensor: str) -> NDArray[Any]:
+        """The value of an initializer; KeyError where the tensor is none."""
+        return numpy_helper.to_array(self.initializers[tensor])
+
+    def activation_inputs(self, node: onnx.NodeProto) -> list[str]:
+        """The inputs of a node that are not constants, in order."""
+        return [name for name in node.input if name and not self.is_constant(name)]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes by tensor name, None for a symbolic axis; from value_info, inputs, outputs and initializers."""
+        found: dict[str, tuple[int | None, ...]] = {}
+        for value in (*self.graph.value_info, *self.graph.input, *self.graph.output):
+            if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
+                dims = value.type.tensor_type.shape.dim
+                found[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+        for name, tensor in self.initializers.items():
+            found[name] = tuple(tensor.dims)
+        return found
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes as plain Python values (strings decoded)."""
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def constant_bound(index: GraphIndex, node: onnx.NodeProto, position: int, default: float) -> float:
+    """A scalar constant input of a node, such as the bounds of Clip, or `default` where it is absent."""
+    if len(node.input) <= position or not node.input[position]:
+        return default
+    return float(np.asarray(index.constant(node.input[position])).reshape(()))

@@ -1,0 +1,107 @@
+"""Decide which tensors carry an integer grid, once for every exporter.
+
+A group is what an integer kernel computes in one go:
+
+    layer [+ constant Add] [+ Add of another integer tensor] [+ Relu or Clip]
+
+Only a group's last tensor is put on a grid, so that Conv + Add + Relu can fuse. Going from the outputs to the
+inputs, a tensor must be integer when a layer reads it, or when an operator with integer semantics reads it
+whose own result must be integer. Operators that only move values hand the request to their input and share its
+grid. Everything else stays in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+
+from ompq_deploy.artifacts import Layer
+from ompq_deploy.graph_index import GraphIndex
+
+MOVES_VALUES = frozenset(
+    ("MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Split",
+     "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Identity")
+)  # fmt: skip
+RESCALES = frozenset(("Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"))
+CLAMPS = frozenset(("Relu", "Clip"))
+
+
+def place_activations(index: GraphIndex, layers: Iterable[Layer]) -> tuple[str, ...]:
+    """Names of the tensors to quantize, graph inputs first, then in topological order."""
+    layer_nodes = {name for layer in layers for name in layer.nodes}
+    wanted: set[str] = set()
+    placed: set[str] = set()
+    for node in reversed(index.graph.node):
+        if node.name in layer_nodes:
+            wanted.add(node.input[0])
+        if not any(name in wanted for name in node.output):
+            continue
+        if moves_values(index, node):
+            wanted.add(node.input[0])
+            continue
+        placed.update(name for name in node.output if name in wanted)
+        wanted.update(_operands(index, node, layer_nodes))
+    order = [value.name for value in index.graph.input if value.name in wanted]
+    order += [name for node in index.graph.node for name in node.output if name in placed]
+    return tuple(order)
+
+
+def moves_values(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    """Whether every output element equals an input element or zero, so that both share one grid."""
+    if node.op_type not in MOVES_VALUES or node.domain:
+        return False
+    if node.op_type != "Pad":
+        return True
+    mode = next((a.s.decode() for a in node.attribute if a.name == "mode"), "constant")
+    if mode != "constant" or len(node.input) < 3 or not node.input[2]:
+        return True
+    return index.is_constant(node.input[2]) and not index.constant(node.input[2]).any()
+
+
+def residual_operand(index: GraphIndex, add: onnx.NodeProto, layer_nodes: set[str]) -> tuple[str, str] | None:
+    """(accumulator, other) of an Add that fuses with the layer before it, or None.
+
+    The accumulator is the operand a layer has just computed and nobody else reads. Where both are, the one
+    computed last fuses and the other is put on a grid, as TensorRT does.
+    """
+    operands = index.activation_inputs(add)
+    if len(operands) != 2:
+        return None
+    position = {name: i for i, node in enumerate(index.graph.node) for name in node.output}
+    fresh = [name for name in operands if index.only_consumer(name) is not None and _is_accumulator(index, name, layer_nodes)]
+    if not fresh:
+        return None
+    accumulator = max(fresh, key=lambda name: position[name])
+    other = operands[1] if operands[0] == accumulator else operands[0]
+    return accumulator, other
+
+
+def _is_accumulator(index: GraphIndex, tensor: str, layer_nodes: set[str]) -> bool:
+    """Whether a tensor is a layer's output, or that plus a constant."""
+    node = index.producer.get(tensor)
+    if node is not None and node.op_type == "Add" and len(index.activation_inputs(node)) == 1:
+        node = index.producer.get(index.activation_inputs(node)[0])
+    return node is not None and node.name in layer_nodes
+
+
+def _operands(index: GraphIndex, node: onnx.NodeProto, layer_nodes: set[str]) -> list[str]:
+    """The tensors that must be integer so that `node`'s output, already wanted, is computed in integers."""
+    if node.op_type in CLAMPS:
+        source = node.input[0]
+        producer = index.producer.get(source)
+        if producer is not None and index.only_consumer(source) is node:
+            if producer.op_type == "Add":
+                return _operands(index, producer, layer_nodes)
+            if producer.name in layer_nodes:
+                return []
+        return [source]
+    if node.op_type == "Add":
+        operands = index.activation_inputs(node)
+        if len(operands) == 1:
+            return [] if _is_accumulator(index, node.output[0], layer_nodes) else operands
+        fused = residual_operand(index, node, layer_nodes)
+        return [fused[1]] if fused else operands
+    if node.op_type in RESCALES:
+        return index.activation_inputs(node)
+    return []

@@ -1,0 +1,145 @@
+"""Load an ONNX model and bring it into the one form every later stage reads."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from onnx_ir.passes import common as ir_passes
+
+from ompq_deploy.artifacts import PreparedGraph
+from ompq_deploy.errors import BadInput
+from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.layers import find_layers
+from ompq_deploy.passes.fold_constants import fold_constants
+from ompq_deploy.passes.fuse_linear import fuse_linear
+from ompq_deploy.passes.name_nodes import name_nodes
+from ompq_deploy.placement import place_activations
+
+OPSET = 21
+IR_VERSION = 10
+
+
+def prepare(path: Path | str) -> PreparedGraph:
+    """Read `path` (external data beside it included) and return the canonical graph.
+
+    Raises BadInput for anything that is not a float ONNX model with at least one quantizable layer.
+    """
+    path = Path(path)
+    original = load_model(path)
+    _refuse_bad_weights(original, path)
+    model = canonicalize(original, path)
+    index = GraphIndex(model)
+    layers = find_layers(index)
+    if not layers:
+        raise BadInput(
+            "the model has no layer to quantize",
+            where=str(path),
+            fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are constants",
+        )
+    return PreparedGraph(
+        model=model,
+        layers=layers,
+        activations=place_activations(index, layers),
+        batch=_fixed_batch(model),
+        source=path,
+        sha256=sha256_of(path),
+        float_bytes=original.ByteSize(),
+    )
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Parse and check an ONNX file, or raise BadInput saying what is wrong with it."""
+    if not path.is_file():
+        raise BadInput("no such model file", where=str(path), fix="check the path of the .onnx file")
+    try:
+        model = onnx.load(path)
+    except DecodeError as e:
+        raise BadInput(
+            "this is not an ONNX file, or it is cut short", where=str(path), fix="export or copy the model again"
+        ) from e
+    except (OSError, ValueError, onnx.checker.ValidationError) as e:
+        raise BadInput(f"the model cannot be read: {e}", where=str(path), fix="check the file and its external data") from e
+    if not model.graph.node:
+        raise BadInput("the model's graph is empty", where=str(path), fix="export the model again")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as e:
+        first_line = str(e).strip().splitlines()[0]
+        raise BadInput(
+            f"the model breaks the ONNX standard: {first_line}", where=str(path), fix="export the model again"
+        ) from e
+    return model
+
+
+def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """A new model, opset 21, with constants, BatchNorm, Pad and Identity folded and every node named."""
+    try:
+        upgraded = onnx.version_converter.convert_version(model, OPSET)
+    except (RuntimeError, onnx.version_converter.ConvertError) as e:
+        raise BadInput(
+            f"the model cannot be brought to opset {OPSET}: {e}",
+            where=str(path),
+            fix=f"export it with opset {OPSET} or lower it to standard operators",
+        ) from e
+    graph = ir.from_proto(upgraded)
+    ir_passes.RemoveInitializersFromInputsPass()(graph)
+    ir_passes.InlinePass()(graph)
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    ir_passes.IdentityEliminationPass()(graph)
+    changed = True
+    while changed:
+        changed = fold_constants(graph) | fuse_linear(graph)
+        ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    _quiet_deduplication(graph)
+    ir_passes.RemoveUnusedNodesPass()(graph)
+    ir_passes.TopologicalSortPass()(graph)
+    ir_passes.ClearMetadataAndDocStringPass()(graph)
+    name_nodes(graph)
+    graph.graph.metadata_props.clear()
+    result = ir.to_proto(graph)
+    result.ir_version = IR_VERSION
+    del result.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(result, data_prop=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _quiet_deduplication(graph: ir.Model) -> None:
+    """Merge equal initializers, so that a weight stored twice is one layer."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        ir_passes.DeduplicateInitializersPass(size_limit=1 << 30)(graph)
+    finally:
+        logger.setLevel(level)
+
+
+def _refuse_bad_weights(model: onnx.ModelProto, path: Path) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
+            if not np.isfinite(numpy_helper.to_array(tensor)).all():
+                raise BadInput(
+                    f"weight {tensor.name!r} holds NaN or infinite values",
+                    where=str(path),
+                    fix="check the training run or the export; such a network cannot be quantized",
+                )
+
+
+def _fixed_batch(model: onnx.ModelProto) -> int | None:
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    return dims[0].dim_value if dims and dims[0].HasField("dim_value") else None
