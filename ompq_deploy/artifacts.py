@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -99,6 +100,11 @@ class PreparedGraph:
     def output_names(self) -> tuple[str, ...]:
         return tuple(value.name for value in self.model.graph.output)
 
+    def layer_weights(self) -> dict[str, Float32]:
+        """The float weight of every layer, by layer name."""
+        initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        return {layer.name: numpy_helper.to_array(initializers[layer.weight]) for layer in self.layers}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
@@ -148,6 +154,14 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizeTable:
+    """What the budget counts: `fixed` bytes whatever the plan, and int64 (L, B) `bytes` per layer and width."""
+
+    fixed: int
+    bytes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SolverRecord:
     """How the plan was found. `bound` is a proven lower bound of `objective`; equal when OPTIMAL."""
 
@@ -190,9 +204,8 @@ class BitPlan:
 class QuantizedLayer:
     """A layer's integers: value = scale * code, `codes` int8 in the weight's shape, within `bits` bits.
 
-    `scale` is float32 (C,) along the layer's output channels. `biases` holds, for each node of the layer
-    that has one (all of them after bias correction), a float32 (C,) bias; exporters that need integers
-    round it to the grid scale_activation * scale.
+    `scale` is float32 (C,) along `layer.channel_axis`. `biases` holds, for each node of the layer that has
+    one (all of them after bias correction), a float32 bias per output channel.
     """
 
     layer: Layer
@@ -200,6 +213,17 @@ class QuantizedLayer:
     codes: NDArray[np.int8]
     scale: Float32
     biases: Mapping[str, Float32]
+
+    def bias_scale(self, activation_scale: float) -> Float32:
+        """The grid of the int32 bias and of the accumulator, activation_scale * scale, one per output channel."""
+        repeats = self.layer.groups if self.layer.op == "ConvTranspose" else 1
+        return np.tile(np.float32(activation_scale) * self.scale, repeats)
+
+    def bias_codes(self, node: str, activation_scale: float) -> Int32:
+        """The bias of one of the layer's nodes on that grid, int32, saturated."""
+        limits = np.iinfo(np.int32)
+        codes = np.rint(self.biases[node].astype(np.float64) / self.bias_scale(activation_scale))
+        return np.clip(codes, limits.min, limits.max).astype(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)

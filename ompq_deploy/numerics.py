@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANTISSA_BITS = 31
-MAX_SHIFT = 54
+MAX_SHIFT = 53
 """Keeps |acc * M| + (256 << shift) inside int64 for every accumulator below 2^31."""
 
 FloatArray = NDArray[np.floating]
@@ -45,7 +45,7 @@ def dyadic(ratio: FloatArray, shift: IntArray | None = None) -> tuple[NDArray[np
     """Multipliers M and shifts such that M / 2^shift approximates each ratio (any shape, > 0).
 
     Without `shift`, M gets all 31 bits of mantissa: ratio = m * 2^e with m in [0.5, 1), M = round(m * 2^31),
-    shift = 31 - e, limited to [1, 54]. With `shift` (int64, same shape) only M is chosen, so that terms of
+    shift = 31 - e, limited to [1, MAX_SHIFT]. With `shift` (int64, same shape) only M is chosen, so that terms of
     one sum can share a shift.
     """
     ratio = np.asarray(ratio, np.float64)

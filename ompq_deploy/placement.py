@@ -12,7 +12,7 @@ grid. Everything else stays in floating point.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import onnx
 
@@ -45,6 +45,16 @@ def place_activations(index: GraphIndex, layers: Iterable[Layer]) -> tuple[str, 
     order = [value.name for value in index.graph.input if value.name in wanted]
     order += [name for node in index.graph.node for name in node.output if name in placed]
     return tuple(order)
+
+
+def grid_tensor(index: GraphIndex, activations: Container[str], tensor: str) -> str | None:
+    """The tensor of `activations` whose grid `tensor` lies on, seen through value-moving operators, or None."""
+    while tensor not in activations:
+        node = index.producer.get(tensor)
+        if node is None or not moves_values(index, node):
+            return None
+        tensor = node.input[0]
+    return tensor
 
 
 def moves_values(index: GraphIndex, node: onnx.NodeProto) -> bool:

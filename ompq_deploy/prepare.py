@@ -19,7 +19,7 @@ from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.layers import find_layers
 from ompq_deploy.passes.fold_constants import fold_constants
 from ompq_deploy.passes.fuse_linear import fuse_linear
-from ompq_deploy.passes.name_nodes import name_nodes
+from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
 from ompq_deploy.placement import place_activations
 
 OPSET = 21
@@ -93,6 +93,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     ir_passes.InlinePass()(graph)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     ir_passes.IdentityEliminationPass()(graph)
+    origins = layer_origins(graph)
     changed = True
     while changed:
         changed = fold_constants(graph) | fuse_linear(graph)
@@ -101,7 +102,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     ir_passes.RemoveUnusedNodesPass()(graph)
     ir_passes.TopologicalSortPass()(graph)
     ir_passes.ClearMetadataAndDocStringPass()(graph)
-    name_nodes(graph)
+    name_nodes(graph, origins)
     graph.graph.metadata_props.clear()
     result = ir.to_proto(graph)
     result.ir_version = IR_VERSION

@@ -1,0 +1,31 @@
+# Two commands for a bare clone; both do all set-up themselves.
+#   make demo   quantize the bundled network, build its engine, print the table
+#   make test   ruff, mypy, pytest
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   := examples/demo
+
+.PHONY: demo test install clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[rtx,dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/ompq-deploy $(DEMO)/cifar10_resnet20w.onnx --size 320KB --preprocess torchvision \
+	    --calib $(DEMO)/calib.npz --samples 128 --eval $(DEMO)/eval.npz --out demo.ompq
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) demo.ompq

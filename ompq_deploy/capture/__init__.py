@@ -1,0 +1,61 @@
+"""Run the float network over the calibration samples once and keep only what the later stages need.
+
+    G_i = X_i X_i^T                       X_i = output of layer i flattened to N x (C H W)   (OMPQ, Eq. 7)
+    (min, max), mean over all but the channel axis           of every tensor that gets an integer grid
+
+`taps.py` writes these reductions into the graph, so onnxruntime frees each activation as it goes and
+nothing larger than N x N leaves the session. Where one batch cannot hold all N samples, `stream.py` feeds
+them one by one and computes the same figures. `histograms.py` is the optional second pass.
+"""
+
+from __future__ import annotations
+
+from ompq_deploy.artifacts import Capture, PreparedGraph, Samples
+from ompq_deploy.capture.histograms import count_histograms
+from ompq_deploy.capture.one_pass import run_one_pass
+from ompq_deploy.capture.statistics import Statistics
+from ompq_deploy.capture.stream import run_streamed
+from ompq_deploy.errors import BadInput
+
+__all__ = ["capture"]
+
+
+def capture(graph: PreparedGraph, samples: Samples, *, histograms: bool = False, threads: int = 0) -> Capture:
+    """Gram matrices of all layers, ranges and channel means of all activations; `threads` 0 means all cores.
+
+    Streams the samples where the batch axis is fixed, or where a layer's output does not keep it in front.
+    Raises BadInput where the samples do not fit the graph.
+    """
+    _refuse_misfit(graph, samples)
+    found: Statistics | None = None
+    if graph.batch is None or graph.batch == len(samples):
+        found = run_one_pass(graph, samples, threads)
+    streamed = found is None
+    if found is None:
+        found = run_streamed(graph, samples, threads)
+    return Capture(
+        grams=found.grams,
+        ranges=found.ranges,
+        means=found.means,
+        histograms=count_histograms(graph, samples, found.ranges, threads) if histograms else {},
+        count=len(samples),
+        streamed=streamed,
+    )
+
+
+def _refuse_misfit(graph: PreparedGraph, samples: Samples) -> None:
+    missing = set(graph.input_names) - set(samples.inputs)
+    if missing:
+        raise BadInput(
+            f"the samples hold no array for the graph input {sorted(missing)[0]!r}",
+            where=samples.source,
+            fix=f"name the arrays after the inputs: {', '.join(graph.input_names)}",
+        )
+    if not len(samples):
+        raise BadInput("there are no calibration samples", where=samples.source, fix="give at least one sample")
+    if graph.batch is not None and len(samples) % graph.batch:
+        raise BadInput(
+            f"{len(samples)} samples do not fill batches of {graph.batch}, the size fixed in the model",
+            where=samples.source,
+            fix=f"give a multiple of {graph.batch} samples",
+        )

@@ -1,0 +1,125 @@
+"""Add taps to a graph such that every tensor is reduced right after it is made, and freed soon after."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from ompq_deploy.artifacts import PreparedGraph
+from ompq_deploy.capture.blocked import is_layout_copy
+from ompq_deploy.capture.taps import CONTRIB_DOMAIN, Taps, View
+from ompq_deploy.graph_index import GraphIndex, constant_bound
+
+Reduction = Callable[[Taps, View], None]
+
+
+def views(graph: PreparedGraph, tensors: Iterable[str], blocked: Mapping[str, str]) -> list[View]:
+    """How to read each tensor; `blocked` names the copy in blocks where there is one."""
+    index = GraphIndex(graph.model)
+    channels = channels_last(graph)
+    found = []
+    for name in tensors:
+        low, high = bounds(index, name)
+        shape = index.shapes.get(name, ())
+        in_blocks = name in blocked and len(shape) == 4 and shape[3] is not None
+        found.append(
+            View(
+                name=name,
+                source=blocked[name] if in_blocks else name,
+                shape=shape,
+                blocked=in_blocks,
+                channels=channels.get(name),
+                low=low,
+                high=high,
+            )
+        )
+    return found
+
+
+def channels_last(graph: PreparedGraph) -> dict[str, int]:
+    """Channel count of the tensors a MatMul or Gemm layer reads: their channels are the last axis.
+
+    Every other tensor has its channels on axis 1. On a rank-2 tensor the two are the same axis.
+    """
+    return {
+        tensor: layer.shape[1 - layer.channel_axis]
+        for layer in graph.layers
+        if layer.op in ("MatMul", "Gemm")
+        for tensor in layer.inputs
+    }
+
+
+def bounds(index: GraphIndex, tensor: str) -> tuple[float | None, float | None]:
+    """Smallest and largest value that the node behind a tensor can return, None where it sets no limit."""
+    node = index.producer.get(tensor)
+    if node is not None and node.op_type == "Relu":
+        return 0.0, None
+    if node is not None and node.op_type == "Clip" and all(index.is_constant(name) for name in node.input[1:] if name):
+        low, high = constant_bound(index, node, 1, -np.inf), constant_bound(index, node, 2, np.inf)
+        return (low if np.isfinite(low) else None), (high if np.isfinite(high) else None)
+    return None, None
+
+
+def instrument(model: onnx.ModelProto, points: Iterable[tuple[View, Sequence[Reduction]]]) -> onnx.ModelProto:
+    """A copy of `model` that returns the reductions of each view and nothing else, without dead nodes.
+
+    A tensor's taps, and copies of a tensor in another layout, stand right behind the node that makes it.
+    """
+    taps = Taps()
+    behind: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        if is_layout_copy(node):
+            behind[node.input[0]].append(node)
+    for view, reductions in points:
+        start = len(taps.nodes)
+        for reduction in reductions:
+            reduction(taps, view)
+        behind[view.source] += taps.nodes[start:]
+    nodes = _placed(model, behind)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:], result.graph.output[:]
+    result.graph.node.extend(without_dead_nodes(nodes, [value.name for value in taps.outputs]))
+    result.graph.output.extend(taps.outputs)
+    result.graph.initializer.extend(taps.constants.values())
+    if all(opset.domain != CONTRIB_DOMAIN for opset in result.opset_import):
+        result.opset_import.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
+    return result
+
+
+def without_dead_nodes(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes, in order, that some of `outputs` depends on; `nodes` are in topological order."""
+    wanted = set(outputs)
+    kept = []
+    for node in reversed(list(nodes)):
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted |= _reads(node)
+    return kept[::-1]
+
+
+def _placed(model: onnx.ModelProto, behind: dict[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
+    """The model's nodes in order, each followed by the nodes that wait for one of its outputs."""
+    placed: list[onnx.NodeProto] = []
+
+    def release(tensors: Iterable[str]) -> None:
+        for node in [waiting for tensor in tensors for waiting in behind.get(tensor, ())]:
+            placed.append(node)
+            release(node.output)
+
+    release(value.name for value in model.graph.input)
+    for node in model.graph.node:
+        if not is_layout_copy(node):
+            placed.append(node)
+            release(node.output)
+    return placed
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Names a node reads, those inside its branches included."""
+    inner = (_reads(other) for attribute in node.attribute for other in attribute.g.node)
+    return set(node.input).union(*inner)

@@ -1,0 +1,136 @@
+"""Reductions of one tensor, as ONNX nodes to put right behind the node that makes it.
+
+    Gram      X as (N, G, K/G);  sum over g of X_g X_g^T         -> (N, N)
+    mean      over W, then H, then N: short float32 sums         -> (C,)
+    range     over H and W, then over the rest                   -> scalars
+
+G chunks give the threads work and shorten the float32 sums. `FusedMatMul` with `transBatchA` reads X_g in place.
+
+A tensor behind Relu or Clip cannot leave the bounds, and a few samples usually reach them; then no other sample
+needs to be read: the end of the slice that is reduced depends on what the first `PROBED` samples hold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+PREFIX = "ompq_capture"
+CHUNKS = 16
+PROBED = 2
+ALL = np.iinfo(np.int64).max
+BLOCKED_DOMAIN = "com.microsoft.nchwc"
+CONTRIB_DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a tensor can be read: its `shape` where known, and the `source` that holds its elements.
+
+    `blocked` means that `source` holds them with the channels in blocks (`blocked.py`). `channels` is the
+    length of the last axis where that is the channel axis, else None and the channel axis is 1.
+    `low` and `high` are bounds that the values provably keep, or None.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int | None, ...]
+    blocked: bool
+    channels: int | None
+    low: float | None
+    high: float | None
+
+    @property
+    def spatial(self) -> bool:
+        """Whether axes 2 and 3 are contiguous rows that reduce fast."""
+        return len(self.shape) == 4 and self.channels is None
+
+
+def tap(kind: str, tensor: str) -> str:
+    """Name of the graph output that holds one reduction of one tensor."""
+    return f"{PREFIX}/{kind}/{tensor}"
+
+
+class Taps:
+    """Collects the nodes that reduce tensors, the constants they need and the outputs they add."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def gram(self, view: View) -> None:
+        size = math.prod(n or 0 for n in view.shape[1:])
+        if not size or size % CHUNKS:
+            flat = self._node("Flatten", [view.source], "flat", view, axis=1)
+            self._result("Gemm", [flat, flat], "gram", view, transB=1)
+            return
+        rows = self._node("Reshape", [view.source, self._ints(0, CHUNKS, -1)], "chunks", view)
+        chunked = {"transB": 1, "transBatchA": 1, "transBatchB": 1, "domain": CONTRIB_DOMAIN}
+        products = self._node("FusedMatMul", [rows, rows], "products", view, **chunked)
+        self._result("ReduceSum", [products, self._ints(0)], "gram", view, keepdims=0)
+
+    def mean(self, view: View) -> None:
+        if view.channels is not None:
+            rows = self._node("Reshape", [view.source, self._ints(-1, view.channels)], "tokens", view)
+            axes = self._ints(0)
+        elif view.blocked:
+            width = {"kernel_shape": [1, view.shape[3]], "domain": BLOCKED_DOMAIN}
+            lines = self._node("AveragePool", [view.source], "lines", view, **width)
+            rows = self._node("GlobalAveragePool", [lines], "pooled", view, domain=BLOCKED_DOMAIN)
+            axes = self._ints(0, 2, 3)
+        elif view.spatial:
+            rows = self._node("ReduceMean", [view.source, self._ints(2, 3)], "pooled", view, keepdims=0)
+            axes = self._ints(0)
+        else:
+            rows = self._node("Reshape", [view.source, self._ints(0, 0, -1)], "pixels", view)
+            axes = self._ints(0, 2)
+        self._result("ReduceMean", [rows, axes], "mean", view, keepdims=0)
+
+    def range(self, view: View) -> None:
+        self._extreme(view, "min", "ReduceMin", view.low)
+        self._extreme(view, "max", "ReduceMax", view.high)
+
+    def shape(self, view: View) -> None:
+        self._result("Shape", [view.source], "shape", view, dtype=TensorProto.INT64)
+
+    def _extreme(self, view: View, kind: str, op: str, bound: float | None) -> None:
+        """The minimum or maximum: of the first samples where they reach the bound, else of all samples."""
+        if bound is not None:
+            zero, end = self._ints(0), self._ints(PROBED)
+            first = self._node("Slice", [view.source, zero, end, zero], f"{kind}_first", view)
+            probe = self._node(op, [first], f"{kind}_probe", view, keepdims=0)
+            reached = self._node("Equal", [probe, self._constant(np.float32(bound))], f"{kind}_reached", view)
+            count = self._node("Where", [reached, end, self._ints(ALL)], f"{kind}_count", view)
+            rows = self._node("Slice", [view.source, zero, count, zero], f"{kind}_rows", view)
+        elif view.spatial:
+            rows = self._node(op, [view.source, self._ints(2, 3)], f"{kind}_rows", view, keepdims=0)
+        else:
+            rows = view.source
+        self._result(op, [rows], kind, view, keepdims=0)
+
+    def _result(
+        self, op: str, inputs: list[str], kind: str, view: View, dtype: int = TensorProto.FLOAT, **attributes: Any
+    ) -> None:
+        self.outputs.append(
+            helper.make_tensor_value_info(self._node(op, inputs, kind, view, **attributes), dtype, None)
+        )
+
+    def _node(self, op: str, inputs: list[str], kind: str, view: View, **attributes: Any) -> str:
+        name = tap(kind, view.name)
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def _ints(self, *values: int) -> str:
+        return self._constant(np.array(values, np.int64))
+
+    def _constant(self, value: NDArray[Any] | np.generic) -> str:
+        name = "_".join([PREFIX, str(value.dtype), *map(str, np.atleast_1d(value))])
+        self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name

@@ -1,0 +1,1 @@
+"""Write quantized graphs in the forms that runtimes read."""

@@ -1,0 +1,1 @@
+"""The integer-only model: lower to integer operations, write them as ONNX, prove that no float is left."""

@@ -1,0 +1,45 @@
+"""What the integer program does not cover, collected completely before anything is refused."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from ompq_deploy.errors import BackendMissing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uncovered:
+    """A node without an integer form, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+Uncoveredness = dict[str, Uncovered]
+"""Uncovered nodes by name."""
+
+
+class NotCovered(Exception):
+    """Raised while one node is lowered; `lower` collects these, so it never reaches a user."""
+
+    def __init__(self, node: onnx.NodeProto, reason: str) -> None:
+        super().__init__(reason)
+        self.uncovered = Uncovered(name=node.name, op=node.op_type, reason=reason)
+
+
+def refuse(uncovered: Iterable[Uncovered]) -> BackendMissing:
+    """One error that lists every uncovered node, by operator and reason."""
+    by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for item in sorted(uncovered, key=lambda item: (item.op, item.reason)):
+        by_kind[item.op, item.reason].append(item.name)
+    kinds = "; ".join(f"{op} ({len(names)} nodes: {reason})" for (op, reason), names in by_kind.items())
+    return BackendMissing(
+        f"the integer-only model does not cover: {kinds}",
+        where="; ".join(f"{op}: {', '.join(names)}" for (op, _), names in by_kind.items()),
+        fix="use --target onnx for this model, or replace these operators",
+    )

@@ -1,0 +1,139 @@
+"""Sliding windows with everything explicit: automatic padding and ceil mode become pads.
+
+out = floor((in + pads - dilation (kernel - 1) - 1) / stride) + 1          (ONNX Conv, MaxPool and AveragePool)
+
+Ceil mode rounds up instead, dropping a last window that would start beyond the input and its leading pad; the same
+positions follow from the floor formula with more padding at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ompq_deploy.export.integer.coverage import NotCovered
+from ompq_deploy.export.integer.program import Int64, Window
+from ompq_deploy.graph_index import GraphIndex, attributes
+
+
+def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
+    """The window of a Conv or pool node. Raises NotCovered where it depends on sizes known only at run time."""
+    settings = attributes(node)
+    rank = len(kernel)
+    window = Window(
+        kernel=tuple(kernel),
+        strides=tuple(settings.get("strides", [1] * rank)),
+        dilations=tuple(settings.get("dilations", [1] * rank)),
+        pads=tuple(settings.get("pads", [0] * 2 * rank)),
+    )
+    automatic = settings.get("auto_pad", "NOTSET")
+    if automatic.startswith("SAME"):
+        sizes = spatial_sizes(index, node, "auto_pad")
+        window = _with_pads(window, _same_pads(window, sizes, upper=automatic == "SAME_UPPER"))
+    if settings.get("ceil_mode", 0):
+        window = _with_pads(window, _ceil_pads(window, spatial_sizes(index, node, "ceil_mode")))
+    return window
+
+
+def explicit_pads(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) -> tuple[int, ...]:
+    """The pads that count as elements under count_include_pad: those of the node, without ceil mode's."""
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    del plain.attribute[:]
+    plain.attribute.extend(a for a in node.attribute if a.name != "ceil_mode")
+    return window_of(index, plain, kernel).pads
+
+
+def spatial_sizes(index: GraphIndex, node: onnx.NodeProto, why: str) -> tuple[int, ...]:
+    """Sizes of the axes from 2 on of a node's first input. Raises NotCovered where they are symbolic."""
+    sizes = index.shapes.get(node.input[0], (None, None, None))[2:]
+    known = tuple(size for size in sizes if size is not None)
+    if len(known) != len(sizes):
+        raise NotCovered(node, f"{why} needs fixed spatial sizes")
+    return known
+
+
+def output_sizes(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Number of window positions per spatial axis."""
+    begins, ends = _split(window.pads)
+    return tuple(
+        (size + begin + end - dilation * (kernel - 1) - 1) // stride + 1
+        for size, begin, end, dilation, kernel, stride in zip(
+            sizes, begins, ends, window.dilations, window.kernel, window.strides, strict=True
+        )
+    )
+
+
+def taps(padded: NDArray[Any], window: Window) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
+    """For every kernel element, its index and the strided view of `padded` that it meets, one value per position.
+
+    `padded` is (..., spatial) with the padding already there; only the last len(kernel) axes slide.
+    """
+    rank = len(window.kernel)
+    unpadded = Window(kernel=window.kernel, strides=window.strides, dilations=window.dilations, pads=(0,) * 2 * rank)
+    counts = output_sizes(unpadded, padded.shape[-rank:])
+    for element in itertools.product(*(range(size) for size in window.kernel)):
+        cut: tuple[Any, ...] = tuple(
+            slice(i * dilation, i * dilation + (count - 1) * stride + 1, stride)
+            for i, dilation, count, stride in zip(element, window.dilations, counts, window.strides, strict=True)
+        )
+        yield element, padded[(..., *cut)]
+
+
+def pad_widths(window: Window, rank: int) -> list[tuple[int, int]]:
+    """The window's pads as numpy.pad takes them, for a tensor of `rank` axes."""
+    begins, ends = _split(window.pads)
+    return [(0, 0)] * (rank - len(begins)) + list(zip(begins, ends, strict=True))
+
+
+def element_counts(window: Window, sizes: Sequence[int], counted_pads: Sequence[int]) -> Int64:
+    """How many elements an average counts at each position, int64 (positions...): input and `counted_pads`."""
+    begins, _ = _split(window.pads)
+    counted_begins, counted_ends = _split(tuple(counted_pads))
+    widths = pad_widths(window, len(sizes))
+    inside = np.zeros([size + before + after for size, (before, after) in zip(sizes, widths, strict=True)], np.int64)
+    region = tuple(
+        slice(begin - counted_begin, begin + size + counted_end)
+        for size, begin, counted_begin, counted_end in zip(sizes, begins, counted_begins, counted_ends, strict=True)
+    )
+    inside[region] = 1
+    positions = [view for _, view in taps(inside, window)]
+    return np.sum(positions, axis=0, dtype=np.int64)
+
+
+def _split(pads: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    half = len(pads) // 2
+    return pads[:half], pads[half:]
+
+
+def _with_pads(window: Window, pads: tuple[int, ...]) -> Window:
+    return Window(kernel=window.kernel, strides=window.strides, dilations=window.dilations, pads=pads)
+
+
+def _same_pads(window: Window, sizes: Sequence[int], *, upper: bool) -> tuple[int, ...]:
+    begins, ends = [], []
+    for size, kernel, stride, dilation in zip(sizes, window.kernel, window.strides, window.dilations, strict=True):
+        total = max((math.ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+        begins.append(total // 2 if upper else total - total // 2)
+        ends.append(total - begins[-1])
+    return (*begins, *ends)
+
+
+def _ceil_pads(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:
+    begins, ends = _split(window.pads)
+    grown = []
+    for size, begin, end, kernel, stride, dilation in zip(
+        sizes, begins, ends, window.kernel, window.strides, window.dilations, strict=True
+    ):
+        span = dilation * (kernel - 1) + 1
+        last = math.ceil((size + begin + end - span) / stride)
+        if last * stride >= size + begin:
+            last -= 1
+        grown.append(max(end, last * stride + span - size - begin))
+    return (*begins, *grown)

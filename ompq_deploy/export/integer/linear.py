@@ -1,0 +1,134 @@
+"""Lower Conv, Gemm and MatMul with constant weights.
+
+acc[c] = sum x w[c] + bias[c],   bias[c] = round(b[c] / (s_in s_w[c])),   ratio[c] = s_in s_w[c] / s_out
+
+The bias is limited to what keeps the accumulator inside int32 for every input; only channels whose weights are all
+but zero ever reach that limit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ompq_deploy.artifacts import Float32, Float64, Int32, QuantizedLayer
+from ompq_deploy.export.integer.coverage import NotCovered
+from ompq_deploy.export.integer.geometry import window_of
+from ompq_deploy.export.integer.groups import Group
+from ompq_deploy.export.integer.program import Int64, IntegerConv, IntegerMatMul, Requantize
+from ompq_deploy.export.integer.rescale import LARGEST, check_int32, clamp_codes, requantize
+from ompq_deploy.export.integer.scope import Scope
+from ompq_deploy.graph_index import attributes
+from ompq_deploy.numerics import along_axis
+
+INT32_MAX = int(np.iinfo(np.int32).max)
+
+
+def lower_layer(scope: Scope, group: Group) -> IntegerConv | IntegerMatMul:
+    """The integer layer of a group, requantized to the grid of the group's output."""
+    node, layer = group.head, scope.layers[group.head.name]
+    grid = accumulator_scale(scope, node)
+    weights = _channels_first(layer)
+    bias, bound = _bias(scope, node, group.constant, weights, grid)
+    scale_out = scope.grids[group.output]
+    result = requantize(
+        node.name,
+        _for_accumulator(grid.astype(np.float64) / scale_out, layer),
+        _for_accumulator(bound, layer),
+        clamp_codes(group.low, group.high, scale_out),
+        skip=group.skip,
+        skip_ratio=scope.scale(group.skip) / scale_out if group.skip else 1.0,
+    )
+    return _operation(scope, node, group.output, bias, result)
+
+
+def lower_accumulator(scope: Scope, node: onnx.NodeProto, constant: str, output: str) -> IntegerConv | IntegerMatMul:
+    """The integer layer whose int32 accumulator, `constant` ("" for none) included, is dequantized to `output`."""
+    layer = scope.layers[node.name]
+    bias, _ = _bias(scope, node, constant, _channels_first(layer), accumulator_scale(scope, node))
+    return _operation(scope, node, output, bias, None)
+
+
+def accumulator_scale(scope: Scope, node: onnx.NodeProto) -> Float32:
+    """s_in s_w[c], float32 (C,)."""
+    return scope.layers[node.name].bias_scale(scope.scale(node.input[0]))
+
+
+def is_per_channel(scope: Scope, node: onnx.NodeProto, constant: str) -> bool:
+    """Whether an added constant has one value per output channel of a layer, or one in all."""
+    shape = tuple(scope.index.initializers[constant].dims)
+    layer = scope.layers[node.name].layer
+    rank = len(layer.shape) if layer.op == "Conv" else len(scope.index.shapes.get(node.output[0], (0, 0)))
+    axis = 1 if layer.op == "Conv" else rank - 1
+    aligned = (1,) * (rank - len(shape)) + shape
+    return len(shape) <= rank and all(size == 1 for i, size in enumerate(aligned) if i != axis)
+
+
+def _operation(
+    scope: Scope, node: onnx.NodeProto, output: str, bias: Int32, result: Requantize | None
+) -> IntegerConv | IntegerMatMul:
+    layer = scope.layers[node.name]
+    if node.op_type == "Conv":
+        return IntegerConv(
+            name=node.name,
+            input=node.input[0],
+            output=output,
+            weights=layer.codes,
+            bias=bias,
+            window=window_of(scope.index, node, layer.codes.shape[2:]),
+            groups=attributes(node).get("group", 1),
+            requantize=result,
+        )
+    return IntegerMatMul(
+        name=node.name,
+        input=node.input[0],
+        output=output,
+        weights=np.ascontiguousarray(_channels_first(layer).T),
+        bias=bias,
+        requantize=result,
+    )
+
+
+def _channels_first(layer: QuantizedLayer) -> NDArray[np.int8]:
+    """The codes as (C_out, ...)."""
+    return np.moveaxis(layer.codes, layer.layer.channel_axis, 0)
+
+
+def _bias(
+    scope: Scope, node: onnx.NodeProto, constant: str, weights: NDArray[np.int8], grid: Float32
+) -> tuple[Int32, Int64]:
+    """The int32 bias per channel, and the largest magnitude of each channel's accumulator, int64 (C,)."""
+    sums = LARGEST * np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
+    check_int32(node.name, int(sums.max()))
+    room = INT32_MAX - sums
+    codes = np.clip(np.rint(_real_bias(scope, node, constant, len(weights)) / grid), -room, room).astype(np.int64)
+    return codes.astype(np.int32), sums + np.abs(codes)
+
+
+def _real_bias(scope: Scope, node: onnx.NodeProto, constant: str, channels: int) -> Float64:
+    """The layer's bias and the constant added after it, float64 (C,)."""
+    total = np.zeros(channels)
+    corrected = scope.layers[node.name].biases.get(node.name)
+    if corrected is not None:
+        total = total + corrected
+    elif len(node.input) > 2 and node.input[2]:
+        total = total + _vector(scope, node, node.input[2])
+    if constant:
+        if not is_per_channel(scope, node, constant):
+            raise NotCovered(node, f"the constant {constant!r} added to it has more than one value per channel")
+        total = total + _vector(scope, node, constant)
+    return total
+
+
+def _vector(scope: Scope, node: onnx.NodeProto, constant: str) -> Float64:
+    values = scope.index.constant(constant).astype(np.float64).reshape(-1)
+    channels = scope.layers[node.name].layer.channels
+    if values.size not in (1, channels):
+        raise NotCovered(node, f"its bias {constant!r} has {values.size} values for {channels} channels")
+    return np.broadcast_to(values, (channels,))
+
+
+def _for_accumulator(per_channel: NDArray, layer: QuantizedLayer) -> NDArray:
+    """A vector per output channel, shaped to broadcast against the accumulator."""
+    return along_axis(per_channel, len(layer.codes.shape) - 1, 0) if layer.layer.op == "Conv" else per_channel

@@ -1,0 +1,92 @@
+"""Lower AveragePool, GlobalAveragePool and ReduceMean: a sum, and 1 / count inside the multiplier.
+
+ratio = s_in / (s_out count);  under padding that is not counted, `count` differs by position.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ompq_deploy.export.integer.coverage import NotCovered
+from ompq_deploy.export.integer.geometry import element_counts, explicit_pads, spatial_sizes, window_of
+from ompq_deploy.export.integer.groups import Group
+from ompq_deploy.export.integer.program import Int64, IntegerAveragePool, IntegerMean, Window
+from ompq_deploy.export.integer.rescale import HIGHEST, LARGEST, LOWEST, check_int32, requantize
+from ompq_deploy.export.integer.scope import Scope
+from ompq_deploy.graph_index import attributes
+
+
+def lower_average_pool(scope: Scope, group: Group) -> IntegerAveragePool:
+    """AveragePool with any pads, ceil mode and automatic padding."""
+    node = group.head
+    kernel = attributes(node)["kernel_shape"]
+    window = window_of(scope.index, node, kernel)
+    channels = scope.index.shapes.get(node.input[0], (None, None))[1]
+    if channels is None:
+        raise NotCovered(node, "the number of channels is not fixed")
+    bound = LARGEST * math.prod(kernel)
+    check_int32(node.name, bound)
+    ratio = scope.scale(node.input[0]) / (scope.grids[group.output] * _counts(scope, group, window))
+    return IntegerAveragePool(
+        name=node.name,
+        input=node.input[0],
+        output=group.output,
+        channels=channels,
+        window=window,
+        requantize=requantize(node.name, ratio, bound, (LOWEST, HIGHEST)),
+    )
+
+
+def lower_mean(scope: Scope, group: Group) -> IntegerMean:
+    """GlobalAveragePool, or ReduceMean over axes of fixed size."""
+    node = group.head
+    shape = scope.index.shapes.get(node.input[0])
+    if shape is None:
+        raise NotCovered(node, "the rank of its input is not known")
+    settings = attributes(node)
+    axes = tuple(range(2, len(shape)))
+    if node.op_type == "ReduceMean":
+        axes = _reduced_axes(scope, group, len(shape))
+    sizes = [shape[axis] for axis in axes]
+    count = math.prod(size for size in sizes if size is not None)
+    if None in sizes:
+        raise NotCovered(node, "the averaged axes are not all of fixed size")
+    bound = LARGEST * count
+    check_int32(node.name, bound)
+    ratio = scope.scale(node.input[0]) / (scope.grids[group.output] * count)
+    return IntegerMean(
+        name=node.name,
+        input=node.input[0],
+        output=group.output,
+        axes=axes,
+        keep_axes=node.op_type == "GlobalAveragePool" or bool(settings.get("keepdims", 1)),
+        count=count,
+        requantize=requantize(node.name, ratio, bound, (LOWEST, HIGHEST)),
+    )
+
+
+def _reduced_axes(scope: Scope, group: Group, rank: int) -> tuple[int, ...]:
+    node = group.head
+    if len(node.input) < 2 or not node.input[1]:
+        if attributes(node).get("noop_with_empty_axes", 0):
+            raise NotCovered(node, "it reduces no axis")
+        return tuple(range(rank))
+    if not scope.index.is_constant(node.input[1]):
+        raise NotCovered(node, "its axes are not constant")
+    return tuple(sorted(int(axis) % rank for axis in scope.index.constant(node.input[1]).reshape(-1)))
+
+
+def _counts(scope: Scope, group: Group, window: Window) -> Int64:
+    """Elements each average divides by: a scalar where all are equal, else one per position."""
+    node = group.head
+    kernel = window.kernel
+    counted = explicit_pads(scope.index, node, kernel)
+    if not attributes(node).get("count_include_pad", 0):
+        counted = (0,) * len(counted)
+    if counted == window.pads:
+        return np.asarray(math.prod(kernel), np.int64)
+    sizes = spatial_sizes(scope.index, node, "an average that leaves out its padding")
+    counts = element_counts(window, sizes, counted)
+    return np.asarray(counts.flat[0], np.int64) if (counts == counts.flat[0]).all() else counts

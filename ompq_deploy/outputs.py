@@ -1,0 +1,83 @@
+"""The output folder. Files are staged under a temporary name and renamed when the run is done.
+
+Renaming within one folder is atomic, so a reader sees the old file or the new one, never half of one; an
+interrupted run removes its staging folder and leaves the earlier results as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import onnx
+
+from ompq_deploy.errors import BadInput
+
+STAGING_PREFIX = ".unfinished-"
+
+
+class OutputFolder:
+    """A context manager over `path`: what is written inside appears there together, on a clean exit only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._created = not path.exists()
+        self._staging: Path | None = None
+
+    def __enter__(self) -> OutputFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.path))
+        except OSError as e:
+            raise _cannot_write(self.path, e) from e
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        staging = self._entered()
+        try:
+            if kind is None:
+                for file in sorted(staging.iterdir()):
+                    os.replace(file, self.path / file.name)
+        except OSError as e:
+            raise _cannot_write(self.path, e) from e
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if kind is not None and self._created and not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Stage a file, replacing one staged before; its path until the folder is committed."""
+        target = self._entered() / name
+        try:
+            with target.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as e:
+            raise _cannot_write(self.path / name, e) from e
+        return target
+
+    def write_json(self, name: str, document: Any) -> Path:
+        """Stage a JSON document; numbers that are not finite are an error."""
+        return self.write(name, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_model(self, name: str, model: onnx.ModelProto) -> Path:
+        """Stage an ONNX model in one file."""
+        return self.write(name, model.SerializeToString())
+
+    def _entered(self) -> Path:
+        assert self._staging is not None, "OutputFolder is used inside its with block"
+        return self._staging
+
+
+def _cannot_write(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"cannot write: {error.strerror or error}",
+        where=str(path),
+        fix="give a writable --out with enough room; nothing was left half-written",
+    )

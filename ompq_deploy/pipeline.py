@@ -1,0 +1,261 @@
+"""The straight line from a float ONNX model to a verified mixed INT4/INT8 deployment.
+
+The only module that imports every stage. Each function here is one verb of the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ompq_deploy.allocate import allocate
+from ompq_deploy.artifacts import BitPlan, Budget, Capture, PreparedGraph, QuantizedGraph, Samples, Verdict
+from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples
+from ompq_deploy.capture import capture
+from ompq_deploy.errors import BackendMissing, GateFailed, OmpqError
+from ompq_deploy.evaluate import Evaluation, compare, evaluate
+from ompq_deploy.export.integer.emit import integer_model
+from ompq_deploy.export.integer.lower import lower
+from ompq_deploy.export.integer.program import IntegerProgram
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
+from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
+from ompq_deploy.export.tensorrt.graph import tensorrt_graph
+from ompq_deploy.metrics import score
+from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.plan_file import plan_document
+from ompq_deploy.prepare import prepare
+from ompq_deploy.quantize import quantize
+from ompq_deploy.report import report_document, write_html
+from ompq_deploy.settings import DeploySettings, PlanSettings
+from ompq_deploy.sizes import size_table
+from ompq_deploy.timing import Listener, Stopwatch
+from ompq_deploy.units import parse_size
+from ompq_deploy.verify import verdict_document, verify
+
+QDQ_FILE = "model.qdq.onnx"
+INTEGER_FILE = "model.int.onnx"
+TENSORRT_FILE = "model.trt.onnx"
+ENGINE_FILE = "model.engine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """Everything known once the plan stands; what the later stages read."""
+
+    graph: PreparedGraph
+    samples: Samples
+    capture: Capture
+    plan: BitPlan
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """The result of a whole run. `report` is what report.json holds; `failures` are the gates and targets
+    that did not hold, the first of which is the run's exit code."""
+
+    out: Path
+    plan: BitPlan
+    report: dict[str, Any]
+    failures: tuple[OmpqError, ...] = ()
+
+
+@dataclass
+class _Results:
+    """What a run has produced so far, stage by stage."""
+
+    verdict: Verdict | None = None
+    engine: dict[str, Any] | None = None
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failures: list[OmpqError] = field(default_factory=list)
+
+
+def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch) -> Planned:
+    """Prepare, capture, score and allocate."""
+    with watch.stage("prepare"):
+        graph = prepare(model)
+        size = parse_size(settings.size, graph.float_bytes)
+        samples = calibration_samples(graph, settings)
+    with watch.stage("capture"):
+        captured = run_capture(graph, samples, settings)
+    with watch.stage("score"):
+        scores = score(graph, captured, settings.bits, settings.metric)
+    with watch.stage("solve"):
+        sizes = size_table(graph, settings.bits, settings.size_of)
+        budget = Budget(size_bytes=size, size_of=settings.size_of)
+        plan = allocate(graph.layers, scores, sizes, budget, seed=settings.seed)
+    document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
+    return Planned(graph=graph, samples=samples, capture=captured, plan=plan, document=document)
+
+
+def calibration_samples(graph: PreparedGraph, settings: PlanSettings) -> Samples:
+    """The samples the settings ask for, in the form of the model's inputs."""
+    return load_samples(
+        settings.calib,
+        input_specs(graph.model),
+        count=settings.samples,
+        preprocess=settings.preprocess,
+        seed=settings.seed,
+    )
+
+
+def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> Capture:
+    """One capture, with histograms where the calibration method reads them."""
+    histograms = settings.quantize.calibration_method != "minmax"
+    return capture(graph, samples, histograms=histograms, threads=settings.threads)
+
+
+def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
+    """The whole job. Raises OmpqError for input, budget and environment; gates that fail are in the result."""
+    watch = Stopwatch(listener)
+    backend = _backend(settings.targets)
+    with OutputFolder(settings.out) as out:
+        labelled = None
+        planned = make_plan(model, settings.plan, watch)
+        if settings.eval_data:
+            specs = input_specs(planned.graph.model)
+            labelled = load_labelled(settings.eval_data, specs, preprocess=settings.plan.preprocess)
+        results = _Results()
+        if not settings.dry_run:
+            _write_models(out, planned, settings, backend, labelled, results, watch)
+        planned.document["timings"] = {f"{stage}_s": round(s, 4) for stage, s in watch.seconds.items()}
+        document = report_document(
+            planned.document,
+            verdict=verdict_document(results.verdict) if results.verdict else None,
+            engine=results.engine,
+            evaluation=_evaluation_document(results.evaluations),
+            skipped=results.skipped,
+            failures=results.failures,
+        )
+        out.write_json("plan.json", planned.document)
+        out.write_json("report.json", document)
+        out.write("report.html", write_html(document).encode())
+    return Deployment(out=settings.out, plan=planned.plan, report=document, failures=tuple(results.failures))
+
+
+def _write_models(
+    out: OutputFolder,
+    planned: Planned,
+    settings: DeploySettings,
+    backend: Backend | None,
+    labelled: LabelledSet | None,
+    results: _Results,
+    watch: Stopwatch,
+) -> None:
+    with watch.stage("quantize"):
+        quantized = quantize(planned.graph, planned.capture, planned.plan, settings.plan.quantize)
+    models: dict[str, onnx.ModelProto] = {"float": planned.graph.model}
+    with watch.stage("export"):
+        models["qdq"] = qdq_model(quantized)
+        path = out.write_model(QDQ_FILE, models["qdq"])
+        planned.document["achieved"]["file_bytes"] = path.stat().st_size
+        hold_budget(planned.plan, path.stat().st_size)
+        program = _integer_program(quantized, settings.targets, results)
+        if program is not None:
+            models["integer"] = integer_model(program)
+            out.write_model(INTEGER_FILE, models["integer"])
+    if _wants_engine(settings.targets):
+        with watch.stage("engine"):
+            _write_engine(out, quantized, backend, settings.targets, results)
+    if program is not None:
+        with watch.stage("verify"):
+            results.verdict = verify(program, models["integer"], models["qdq"], planned.samples)
+        out.write_json("verify.json", verdict_document(results.verdict))
+        if not results.verdict.passed:
+            results.failures.append(
+                GateFailed("the integer-only model fails verification", where="verify.json", fix="read its layers")
+            )
+    if labelled is not None:
+        with watch.stage("eval"):
+            results.evaluations = {
+                name: evaluate(m, labelled, threads=settings.plan.threads) for name, m in models.items()
+            }
+        _hold_accuracy(results, settings.max_drop)
+
+
+def hold_budget(plan: BitPlan, file_bytes: int) -> None:
+    """The promise of the tool, checked on the bytes that were written."""
+    if plan.budget.size_of == "file" and file_bytes > plan.budget.size_bytes:
+        raise OmpqError(
+            f"the file takes {file_bytes} bytes, more than the budget of {plan.budget.size_bytes}",
+            where=QDQ_FILE,
+            fix="this is a defect of ompq-deploy: please report it with the model's plan.json",
+        )
+
+
+def _hold_accuracy(results: _Results, max_drop: float | None) -> None:
+    if max_drop is None:
+        return
+    reference = results.evaluations["float"].top1
+    for name, evaluation in results.evaluations.items():
+        drop = reference - evaluation.top1
+        if drop > max_drop:
+            results.failures.append(
+                GateFailed(
+                    f"top-1 of the {name} model drops by {drop:.2f} points, more than {max_drop:g}",
+                    where=f"{evaluation.top1:.2f} against {reference:.2f} in float",
+                    fix="raise --size, allow more widths with --bits, or give more calibration data",
+                )
+            )
+
+
+def _integer_program(quantized: QuantizedGraph, targets: tuple[str, ...], results: _Results) -> IntegerProgram | None:
+    if not {"auto", "integer"} & set(targets):
+        return None
+    try:
+        return lower(quantized)
+    except BackendMissing as e:
+        results.skipped["integer"] = str(e)
+        if "integer" in targets:
+            results.failures.append(e)
+        return None
+
+
+def _backend(targets: tuple[str, ...]) -> Backend | None:
+    """The engine backend asked for; a backend named and missing is an error before any work is done."""
+    named = [target for target in targets if target.startswith("tensorrt")]
+    if named:
+        return find_backend(named[0])
+    return find_backend("auto") if "auto" in targets else None
+
+
+def _wants_engine(targets: tuple[str, ...]) -> bool:
+    return any(target == "auto" or target.startswith("tensorrt") for target in targets)
+
+
+def _write_engine(
+    out: OutputFolder, quantized: QuantizedGraph, backend: Backend | None, targets: tuple[str, ...], results: _Results
+) -> None:
+    model = tensorrt_graph(quantized)
+    out.write_model(TENSORRT_FILE, model)
+    if backend is None:
+        results.skipped["engine"] = no_backend_note()
+        return
+    try:
+        build = build_engine(model, backend)
+    except BackendMissing as e:
+        results.skipped["engine"] = str(e)
+        if "auto" not in targets:
+            results.failures.append(e)
+        return
+    out.write(ENGINE_FILE, build.plan)
+    results.engine = engine_record(build, quantized, backend)
+    out.write_json("engine.json", results.engine)
+
+
+def _evaluation_document(evaluations: dict[str, Evaluation]) -> dict[str, Any] | None:
+    if not evaluations:
+        return None
+    reference = evaluations["float"]
+    document: dict[str, Any] = {}
+    for name, evaluation in evaluations.items():
+        document[name] = {"n": evaluation.n, "top1": evaluation.top1, "top5": evaluation.top5}
+        if evaluation is not reference:
+            comparison = compare(reference, evaluation)
+            document[name] |= {"agreement": comparison.agreement, "kl": comparison.kl}
+    return document

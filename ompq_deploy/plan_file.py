@@ -1,0 +1,88 @@
+"""plan.json: the lock file of a run. What was decided, from which inputs, by which versions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ompq_deploy.artifacts import BitPlan, Budget, PlannedLayer, PreparedGraph, Samples, SolverRecord
+from ompq_deploy.errors import BadInput
+
+SCHEMA = 1
+RECORDED_PACKAGES = ("ompq-deploy", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "ortools")
+
+
+def plan_document(
+    plan: BitPlan, graph: PreparedGraph, samples: Samples, settings: dict[str, Any], timings: dict[str, float]
+) -> dict[str, Any]:
+    """The JSON document of a plan. `achieved.file_bytes` is None until the file has been written."""
+    macs = {layer.name: layer.macs for layer in graph.layers}
+    return {
+        "schema": SCHEMA,
+        "model": {"path": str(graph.source), "sha256": graph.sha256, "fp32_bytes": graph.float_bytes},
+        "calibration": {"source": samples.source, "samples": len(samples), "sha256": samples.sha256},
+        "budget": {
+            "size_bytes": plan.budget.size_bytes,
+            "size_of": plan.budget.size_of,
+            "bops": None,
+            "latency_ns": None,
+        },
+        "achieved": {
+            "size_bytes": plan.size_bytes,
+            "file_bytes": None,
+            "bops": sum(macs[row.name] * row.weight_bits * row.activation_bits for row in plan.layers),
+        },
+        "metric": settings["metric"],
+        "metric_chosen": plan.metric,
+        "solver": asdict(plan.solver),
+        "settings": settings,
+        "versions": versions(),
+        "timings": {f"{stage}_s": round(seconds, 4) for stage, seconds in timings.items()},
+        "layers": [asdict(row) for row in plan.layers],
+    }
+
+
+def load_plan(path: Path) -> tuple[BitPlan, dict[str, Any]]:
+    """A plan and its whole document, read back. Raises BadInput for anything else than a plan.json."""
+    try:
+        document = json.loads(path.read_text())
+        plan = BitPlan(
+            layers=tuple(PlannedLayer(**row) for row in document["layers"]),
+            budget=Budget(size_bytes=document["budget"]["size_bytes"], size_of=document["budget"]["size_of"]),
+            size_bytes=document["achieved"]["size_bytes"],
+            metric=document["metric_chosen"],
+            solver=SolverRecord(**document["solver"]),
+        )
+    except OSError as e:
+        raise BadInput(f"cannot read the plan: {e.strerror}", where=str(path), fix="check the path") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise BadInput(
+            f"this is not a plan.json of schema {SCHEMA}: {e!r}", where=str(path), fix="write it with: ompq-deploy plan"
+        ) from e
+    return plan, document
+
+
+def check_plan_fits(plan: BitPlan, document: dict[str, Any], graph: PreparedGraph, path: Path) -> None:
+    """Raise BadInput where a plan was made for another model."""
+    if document["model"]["sha256"] != graph.sha256 or [row.name for row in plan.layers] != [
+        layer.name for layer in graph.layers
+    ]:
+        raise BadInput(
+            f"the plan was made for another model ({document['model']['path']})",
+            where=str(path),
+            fix=f"make a plan for {graph.source} with: ompq-deploy plan",
+        )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a result."""
+    found = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

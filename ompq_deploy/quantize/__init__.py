@@ -1,0 +1,84 @@
+"""Turn a plan into integers: codes and scales for every weight, a grid for every activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ompq_deploy.artifacts import BitPlan, Capture, Float32, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.numerics import along_axis
+from ompq_deploy.placement import grid_tensor
+from ompq_deploy.quantize.activations import activation_scales
+from ompq_deploy.quantize.bias_correction import mean_output_error
+from ompq_deploy.weight_scale import quantize_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSettings:
+    """How activations are calibrated, and whether biases absorb the mean rounding error."""
+
+    calibration_method: str = "mse"
+    bias_correction: bool = True
+
+
+def quantize(
+    graph: PreparedGraph, capture: Capture, plan: BitPlan, settings: QuantizeSettings | None = None
+) -> QuantizedGraph:
+    """Codes, scales and biases for `plan`. Raises BadInput for an unknown calibration method."""
+    settings = settings or QuantizeSettings()
+    index = GraphIndex(graph.model)
+    weights = graph.layer_weights()
+    bits = plan.bits()
+    layers = []
+    for layer in graph.layers:
+        weight = weights[layer.name]
+        codes, scale = quantize_weight(weight, bits[layer.name], layer.channel_axis)
+        biases = float_biases(index, layer)
+        if settings.bias_correction:
+            error = codes * along_axis(scale, weight.ndim, layer.channel_axis) - weight
+            biases = _corrected(index, graph, capture, layer, error, biases)
+        layers.append(QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases))
+    return QuantizedGraph(
+        graph=graph,
+        layers=tuple(layers),
+        activation_scales=activation_scales(capture, settings.calibration_method),
+    )
+
+
+def float_biases(index: GraphIndex, layer: Layer) -> dict[str, Float32]:
+    """The bias of each node of a layer that has one, float32 per output channel, by node name."""
+    biases = {}
+    for name in layer.nodes:
+        node = index.nodes[name]
+        if len(node.input) > 2 and node.input[2]:
+            bias = index.constant(node.input[2]).astype(np.float32).reshape(-1)
+            biases[name] = np.broadcast_to(bias, (layer.channels,)) if bias.size == 1 else bias
+    return biases
+
+
+def _corrected(
+    index: GraphIndex,
+    graph: PreparedGraph,
+    capture: Capture,
+    layer: Layer,
+    error: np.ndarray,
+    biases: dict[str, Float32],
+) -> dict[str, Float32]:
+    corrected = dict(biases)
+    for name, tensor in zip(layer.nodes, layer.inputs, strict=True):
+        root = grid_tensor(index, graph.activations, tensor)
+        means = capture.means.get(root) if root is not None else None
+        if means is None or means.size != _input_channels(layer):
+            continue  # the layer reads a rearranged tensor, whose channel means were not captured
+        strides = tuple(attributes(index.nodes[name]).get("strides", ()))
+        shift = mean_output_error(layer, error, means, strides)
+        corrected[name] = (biases.get(name, np.float32(0)) - shift).astype(np.float32)
+    return corrected
+
+
+def _input_channels(layer: Layer) -> int:
+    if layer.op == "Conv":
+        return layer.shape[1] * layer.groups
+    return layer.shape[1 - layer.channel_axis] if layer.op in ("Gemm", "MatMul") else layer.shape[0]

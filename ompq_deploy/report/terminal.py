@@ -1,0 +1,92 @@
+"""The report as tables, for a terminal or as a static HTML page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from ompq_deploy.units import format_bytes
+
+MODEL_TITLES = {"float": "float", "qdq": "Q/DQ INT4/INT8", "integer": "integer-only"}
+HTML_WIDTH = 110
+
+
+def print_report(document: Mapping[str, Any], console: Console, where: str) -> None:
+    """Print the tables and where the full report lies."""
+    console.print(render(document))
+    console.print(f"report: {where}", highlight=False, soft_wrap=True)
+
+
+def write_html(document: Mapping[str, Any]) -> str:
+    """A self-contained HTML page with the same tables."""
+    console = Console(record=True, width=HTML_WIDTH, file=io.StringIO())
+    console.print(render(document))
+    return console.export_html(inline_styles=True)
+
+
+def render(document: Mapping[str, Any]) -> RenderableType:
+    """The layer table, the summary, and what was skipped or failed."""
+    parts: list[RenderableType] = [_layer_table(document), _summary_table(document)]
+    parts += [f"[yellow]skipped {name}:[/] {escape(reason)}" for name, reason in document["skipped"].items()]
+    parts += [f"[red]failed:[/] {escape(failure['what'])} ({escape(failure['where'])})" for failure in document["failures"]]
+    return Group(*parts)
+
+
+def _layer_table(document: Mapping[str, Any]) -> Table:
+    chosen, solver = document["metric_chosen"], document["solver"]
+    table = Table(title=f"bits per layer: metric {chosen}, {solver['name']} {solver['status']}", title_justify="left")
+    for heading, justify in (("layer", "left"), ("op", "left"), ("weights", "right"), ("bits W/A", "right"),
+                             ("bytes", "right"), ("score", "right")):  # fmt: skip
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in document["layers"]:
+        widths = f"{row['weight_bits']}/{row['activation_bits']}"
+        table.add_row(
+            escape(row["name"]), row["op"], f"{row['numel']:,}", widths, f"{row['bytes']:,}", f"{row['score']:.3g}"
+        )
+    return table
+
+
+def _summary_table(document: Mapping[str, Any]) -> Table:
+    table = Table(title="before and after", title_justify="left")
+    for heading in ("model", "size", "top-1 %", "top-5 %", "agreement %", "output KL"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    achieved = document["achieved"]
+    sizes = {"float": document["model"]["fp32_bytes"], "qdq": achieved["file_bytes"]}
+    scores = document["eval"] or {}
+    for name, title in MODEL_TITLES.items():
+        if name == "integer" and document["verify"] is None:
+            continue
+        score = scores.get(name, {})
+        figures = [_figure(score.get(key), digits) for key, digits in (("top1", 2), ("top5", 2), ("agreement", 2), ("kl", 4))]
+        table.add_row(title, format_bytes(sizes[name]) if sizes.get(name) else "", *figures)
+    if document["engine"]:
+        engine = document["engine"]
+        table.add_row(f"{engine['backend']} engine", format_bytes(engine["file_bytes"]), "", "", "", "")
+        if engine["weight_bytes"] is not None:
+            table.add_row("  of which weights", format_bytes(engine["weight_bytes"]), "", "", "", "")
+    budget = document["budget"]
+    table.caption = f"budget {budget['size_bytes']:,} bytes of {budget['size_of']}, used {_used(document):,}"
+    table.caption_justify = "left"
+    if document["verify"]:
+        verdict = document["verify"]
+        table.caption += (
+            f"; integer-only {'verified' if verdict['passed'] else 'NOT verified'}: "
+            f"{100 * verdict['exact_fraction']:.3f} % of integers equal, largest difference {verdict['max_lsb']}"
+        )
+    return table
+
+
+def _used(document: Mapping[str, Any]) -> int:
+    achieved = document["achieved"]
+    on_disk = document["budget"]["size_of"] == "file" and achieved["file_bytes"] is not None
+    used: int = achieved["file_bytes"] if on_disk else achieved["size_bytes"]
+    return used
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

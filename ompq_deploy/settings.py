@@ -1,0 +1,70 @@
+"""Everything a user can choose about a run, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ompq_deploy.calib import DEFAULT_SAMPLES, Preprocess
+from ompq_deploy.metrics import MetricSettings
+from ompq_deploy.quantize import QuantizeSettings
+
+TARGETS = ("auto", "onnx", "integer", "tensorrt", "tensorrt_rtx")
+DEFAULT_BITS = (4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What decides the plan. `size` is text such as "6.7MB" or "60%"."""
+
+    size: str
+    size_of: str = "file"
+    bits: tuple[int, ...] = DEFAULT_BITS
+    calib: Path | None = None
+    preprocess: Preprocess | None = None
+    samples: int = DEFAULT_SAMPLES
+    metric: MetricSettings = field(default_factory=MetricSettings)
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    seed: int = 0
+    threads: int = 0
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as JSON values, for the lock file."""
+        values = asdict(self)
+        metric = values.pop("metric")
+        values["metric"] = metric.pop("name")
+        values["metric_settings"] = metric
+        values["calib"] = str(self.calib) if self.calib else None
+        values["bits"] = list(self.bits)
+        return values
+
+    @classmethod
+    def from_recorded(cls, values: dict[str, Any]) -> PlanSettings:
+        """The settings a lock file holds; the inverse of `recorded`."""
+        values = dict(values)
+        metric = MetricSettings(name=values.pop("metric"), **values.pop("metric_settings"))
+        preprocess = values.pop("preprocess")
+        calib = values.pop("calib")
+        return cls(
+            metric=metric,
+            preprocess=Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in preprocess.items()})
+            if preprocess
+            else None,
+            calib=Path(calib) if calib else None,
+            bits=tuple(values.pop("bits")),
+            quantize=QuantizeSettings(**values.pop("quantize")),
+            **values,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploySettings:
+    """A whole run: the plan, what to write, how to judge it."""
+
+    plan: PlanSettings
+    out: Path
+    targets: tuple[str, ...] = ("auto",)
+    eval_data: Path | None = None
+    max_drop: float | None = None
+    dry_run: bool = False

@@ -1,0 +1,27 @@
+"""`import ompq_deploy` stays light: heavy and optional packages load when a stage needs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+OPTIONAL = ("torch", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "skimage", "matplotlib")
+LATE = ("onnxruntime", "ortools", "pandas", "onnxscript")
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    assert not loaded_after("import ompq_deploy") & {*OPTIONAL, *LATE, "numpy", "onnx"}
+
+
+def test_the_command_line_imports_no_runtime_before_it_needs_one() -> None:
+    assert not loaded_after("import ompq_deploy.cli") & {*OPTIONAL, *LATE}
+
+
+def test_the_whole_line_imports_no_optional_package() -> None:
+    assert not loaded_after("import ompq_deploy.pipeline") & set(OPTIONAL)

@@ -1,0 +1,58 @@
+"""The output folder: all files or none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ompq_deploy.errors import BadInput
+from ompq_deploy.outputs import OutputFolder
+
+
+def test_files_appear_together_on_a_clean_exit(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path / "out") as out:
+        out.write("a", b"1")
+        out.write_json("b.json", {"x": 1})
+        assert not (tmp_path / "out" / "a").exists()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "b.json"]
+
+
+def test_a_failed_run_leaves_the_old_files_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def fail() -> None:
+        with OutputFolder(tmp_path) as out:
+            out.write("a", b"new")
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_failed_run_removes_the_folder_it_made(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), OutputFolder(tmp_path / "new"):
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BadInput, match="cannot write"), OutputFolder(tmp_path / "file" / "out"):
+        pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="No space left"), OutputFolder(tmp_path / "out") as out:
+        os.symlink("/dev/full", out.write("x", b"").with_name("model"))
+        out.write("model", b"x" * 100_000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_are_not_finite_never_reach_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"), OutputFolder(tmp_path / "out") as out:
+        out.write_json("a.json", {"x": float("nan")})

@@ -1,0 +1,174 @@
+"""prepare: the canonical graph computes what the input model computes, and bad files are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from ompq_deploy.artifacts import PreparedGraph
+from ompq_deploy.errors import BadInput
+from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.prepare import prepare
+from tests import models
+
+REAL_MODELS = (
+    "cifar10/mlperf_tiny_resnet8.onnx",
+    "cifar10/resnet20.onnx",
+    "cifar10/resnet20_rawexport.onnx",
+    "cifar10/resnet56.onnx",
+    "cifar10/vit_small.onnx",
+    "imagenet/mobilenet_v2_1.0_224_keras.onnx",
+    "other/fast_style_transfer_starry_night_256.onnx",
+    "other/stm_mobilenet_v2_128_0.5.onnx",
+    "other/ultraface_slim320.onnx",
+    "other/yolox_nano.onnx",
+)
+
+
+def session(model: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options)
+
+
+def outputs(model: bytes, seed: int = 0, batch: int = 2) -> list[np.ndarray]:
+    runner = session(model)
+    spec = runner.get_inputs()[0]
+    shape = [size if isinstance(size, int) else batch for size in spec.shape]
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return runner.run(None, {spec.name: x})
+
+
+def assert_equivalent(path: Path, graph: PreparedGraph) -> None:
+    for before, after in zip(outputs(path.read_bytes()), outputs(graph.model.SerializeToString()), strict=True):
+        assert np.abs(before - after).max() <= 1e-4 * np.abs(before).max()
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+def test_real_models_keep_their_outputs(name: str, shared: Callable[[str], Path]) -> None:
+    path = shared(f"models/{name}")
+    graph = prepare(path)
+    onnx.checker.check_model(graph.model, full_check=True)
+    assert_equivalent(path, graph)
+    assert graph.model.opset_import[0].version == 21
+    node_names = [node.name for node in graph.model.graph.node]
+    assert all(node_names)
+    assert len(set(node_names)) == len(node_names)
+    left = {node.op_type for node in graph.model.graph.node}
+    assert not left & {"BatchNormalization", "Identity", "Constant", "ConstantOfShape"}
+
+
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_symbolic_and_static_batch(batch: int | str, tmp_path: Path) -> None:
+    path = models.save(models.residual_network(batch), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert graph.batch == (None if batch == "N" else 1)
+    before, after = session(path.read_bytes()), session(graph.model.SerializeToString())
+    x = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(before.run(None, {"x": x})[0], after.run(None, {"x": x})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_file_gives_the_same_graph(residual_model: Path) -> None:
+    first, second = prepare(residual_model), prepare(residual_model)
+    assert first.model.SerializeToString(deterministic=True) == second.model.SerializeToString(deterministic=True)
+    assert first.layers == second.layers
+
+
+def test_batchnorm_and_pad_fold_into_the_convolution(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    pads = g.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "pads")
+    padded = g.node("Pad", ["x", pads], "pad")
+    y = g.conv(padded, "conv", 3, 4, pads=[0, 0, 0, 0])
+    scale, shift, mean = (g.constant(g.random.standard_normal(4).astype(np.float32), n) for n in "abm")
+    variance = g.constant(g.random.uniform(0.5, 2, 4).astype(np.float32), "v")
+    y = g.node("BatchNormalization", [y, scale, shift, mean, variance], "bn")
+    path = models.save(g.model(["N", 3, 8, 8], y, ["N", 4, 8, 8]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node] == ["Conv"]
+    assert_equivalent(path, graph)
+
+
+def test_external_data_is_read(tmp_path: Path) -> None:
+    model = models.residual_network()
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    inline = prepare(models.save(models.residual_network(), tmp_path / "inline.onnx"))
+    external = prepare(tmp_path / "m.onnx")
+    for name, weight in inline.layer_weights().items():
+        np.testing.assert_array_equal(weight, external.layer_weights()[name])
+
+
+def test_a_shared_weight_is_one_layer(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    first = g.node("Relu", [g.conv("x", "a", 4, 4)], "relu")
+    second = g.node("Conv", [first, "a_weight"], "b", pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+    graph = prepare(models.save(g.model(["N", 4, 8, 8], second, ["N", 4, 8, 8]), tmp_path / "m.onnx"))
+    assert [layer.nodes for layer in graph.layers] == [("a", "b")]
+
+
+def test_every_layer_input_lies_on_a_grid(residual_model: Path) -> None:
+    graph = prepare(residual_model)
+    produced = set(graph.input_names) | {name for node in graph.model.graph.node for name in node.output}
+    assert set(graph.activations) <= produced
+    index = GraphIndex(graph.model)
+    fused = {node.input[0] for node in index.graph.node if node.op_type in ("Relu", "Clip")}
+    assert not fused & set(graph.activations), "a tensor between a layer and its activation must stay unquantized"
+    for layer in graph.layers:
+        assert layer.inputs[0] in graph.activations or index.producer[layer.inputs[0]].op_type == "Flatten"
+
+
+def test_macs_of_the_paper_networks(shared: Callable[[str], Path]) -> None:
+    graph = prepare(shared("models/imagenet/mobilenet_v2_1.0_224_keras.onnx"))
+    assert round(sum(layer.macs for layer in graph.layers) / 1e6) == 301
+    assert len(graph.layers) == 53
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"just some text\n", "not an ONNX file"), (b"", "empty"), (b"\x08\x08\x12", "not an ONNX file")],
+)
+def test_files_that_are_no_model(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        prepare(path)
+
+
+def test_a_truncated_model(residual_model: Path) -> None:
+    residual_model.write_bytes(residual_model.read_bytes()[:-100])
+    with pytest.raises(BadInput, match="cut short|breaks the ONNX standard"):
+        prepare(residual_model)
+
+
+def test_nan_weights_are_named(tmp_path: Path) -> None:
+    model = models.residual_network()
+    weight = next(t for t in model.graph.initializer if t.name == "main1_weight")
+    values = numpy_helper.to_array(weight).copy()
+    values[0, 0, 0, 0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, "main1_weight"))
+    with pytest.raises(BadInput, match="main1_weight"):
+        prepare(models.save(model, tmp_path / "nan.onnx"))
+
+
+def test_a_model_without_layers(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    path = models.save(g.model(["N", 3], g.node("Relu", ["x"], "relu"), ["N", 3]), tmp_path / "m.onnx")
+    with pytest.raises(BadInput, match="no layer to quantize"):
+        prepare(path)
+
+
+def test_an_empty_graph(tmp_path: Path) -> None:
+    graph = helper.make_graph([], "empty", [], [])
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    with pytest.raises(BadInput, match="empty"):
+        prepare(tmp_path / "m.onnx")
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(BadInput, match="no such model file"):
+        prepare("nowhere.onnx")

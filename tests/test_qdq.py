@@ -1,0 +1,123 @@
+"""The Q/DQ model: valid, as large as planned, and close to the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto
+
+from ompq_deploy.artifacts import BitPlan, Budget, PlannedLayer, SolverRecord
+from ompq_deploy.errors import BadInput
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.export.qdq_reader import read_qdq
+from ompq_deploy.sizes import size_table
+from tests import models
+from tests.quantized import inputs, quantize_graph
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    return ort.InferenceSession(model.SerializeToString()).run(None, feeds)[0]
+
+
+def plan_of(quantized: object) -> BitPlan:
+    rows = tuple(
+        PlannedLayer(name=q.layer.name, op=q.layer.op, weight_bits=q.bits, activation_bits=8, numel=0, bytes=0, score=0.0)
+        for q in quantized.layers  # type: ignore[attr-defined]
+    )
+    solver = SolverRecord(name="none", status="NONE", objective=0, bound=0, seconds=0)
+    return BitPlan(layers=rows, budget=Budget(size_bytes=1), size_bytes=0, metric="none", solver=solver)
+
+
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_eight_bits_stay_close_to_the_float_model(batch: int | str, tmp_path: Path) -> None:
+    quantized = quantize_graph(models.save(models.residual_network(batch), tmp_path / "m.onnx"))
+    model = qdq_model(quantized)
+    onnx.checker.check_model(model, full_check=True)
+    feeds = inputs(quantized.graph)
+    reference, found = run(quantized.graph.model, feeds), run(model, feeds)
+    assert np.abs(found - reference).max() < 0.05 * np.abs(reference).max()
+    assert np.abs(found - reference).max() > 0
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_fewer_bits_mean_a_larger_error_and_the_size_table_is_right(bits: int, residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model, bits)
+    model = qdq_model(quantized)
+    onnx.checker.check_model(model)
+    table = size_table(quantized.graph, (bits,), "file")
+    planned = table.fixed + int(table.bytes.sum())
+    assert planned - 64 <= model.ByteSize() <= planned
+
+
+def test_mixed_plans_from_all_widths_never_exceed_the_size_table(residual_model: Path) -> None:
+    random = np.random.default_rng(0)
+    widths = tuple(range(2, 9))
+    graph = quantize_graph(residual_model).graph
+    table = size_table(graph, widths, "file")
+    for _ in range(20):
+        columns = random.integers(0, len(widths), len(graph.layers))
+        bits = {layer.name: widths[c] for layer, c in zip(graph.layers, columns, strict=True)}
+        planned = table.fixed + int(table.bytes[np.arange(len(columns)), columns].sum())
+        assert qdq_model(quantize_graph(residual_model, bits)).ByteSize() <= planned
+
+
+def test_int4_weights_are_int4_and_packed(residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model, 4)
+    stored = {t.name: t for t in qdq_model(quantized).graph.initializer}
+    for layer in quantized.layers:
+        tensor = stored[layer.layer.weight]
+        assert tensor.data_type == TensorProto.INT4
+        assert len(tensor.raw_data) == (layer.layer.numel + 1) // 2
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_file_reads_back_as_what_was_written(bits: int, residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model, bits)
+    model = qdq_model(quantized)
+    found = read_qdq(model, quantized.graph, plan_of(quantized))
+    assert qdq_model(found).SerializeToString() == model.SerializeToString()
+    for before, after in zip(quantized.layers, found.layers, strict=True):
+        np.testing.assert_array_equal(before.codes, after.codes)
+
+
+def test_reading_a_foreign_file_names_the_missing_tensor(residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    with pytest.raises(BadInput, match="holds no tensor"):
+        read_qdq(quantized.graph.model, quantized.graph, plan_of(quantized))
+
+
+def test_residual_sums_can_fuse(residual_model: Path) -> None:
+    """Between a convolution and the Q after its Add and Relu there is no other Q."""
+    model = qdq_model(quantize_graph(residual_model))
+    producers = {name: node for node in model.graph.node for name in node.output}
+    adds = [node for node in model.graph.node if node.op_type == "Add"]
+    assert len(adds) == 2
+    for add in adds:
+        kinds = sorted(producers[name].op_type for name in add.input)
+        assert kinds == ["Conv", "DequantizeLinear"]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("cifar10/vit_small.onnx", False),
+        ("other/ultraface_slim320.onnx", False),
+        ("other/yolox_nano.onnx", True),
+        ("other/fast_style_transfer_starry_night_256.onnx", True),
+    ],
+)
+@pytest.mark.parametrize("bits", [3, 8])
+def test_real_models_run(name: str, raw: bool, bits: int, shared: Callable[[str], Path]) -> None:
+    quantized = quantize_graph(shared(f"models/{name}"), bits, raw=raw)
+    model = qdq_model(quantized)
+    onnx.checker.check_model(model)
+    feeds = inputs(quantized.graph, count=1, raw=raw)
+    reference, found = run(quantized.graph.model, feeds), run(model, feeds)
+    assert found.shape == reference.shape
+    if bits == 8:
+        assert np.corrcoef(found.ravel(), reference.ravel())[0, 1] > 0.9

@@ -1,0 +1,58 @@
+"""Codes come back from the file as they went in, and take the bytes the size model says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from ompq_deploy.export import storage
+from ompq_deploy.numerics import pack_bits, packed_bytes, signed_range, unpack_bits
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (5, 7), (1, 1), (3, 1, 3)])
+def test_codes_survive_the_file(bits: int, shape: tuple[int, ...]) -> None:
+    low, high = signed_range(bits)
+    codes = np.random.default_rng(bits).integers(low, high + 1, shape).astype(np.int8)
+    codes.reshape(-1)[:1] = low
+    initializers, nodes, name = storage.store_codes(codes, bits, "w")
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Cast", [name], ["y"], to=TensorProto.INT32)],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, shape)],
+        initializers,
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid(storage.FUNCTION_DOMAIN, 1)],
+        functions=[storage.unpack_function(bits)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model)
+    (found,) = ort.InferenceSession(model.SerializeToString()).run(None, {})
+    np.testing.assert_array_equal(found, codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_packed_codes_have_no_gaps_and_unpack(bits: int) -> None:
+    low, high = signed_range(bits)
+    codes = np.random.default_rng(bits).integers(low, high + 1, 101).astype(np.int8)
+    packed = pack_bits(codes, bits)
+    assert packed.size == packed_bytes(101, bits)
+    np.testing.assert_array_equal(unpack_bits(packed, bits, 101), codes)
+
+
+def test_four_bit_packing_is_onnx_int4() -> None:
+    codes = np.array([-8, 7, 1, -1], np.int8)
+    tensor = onnx.helper.make_tensor("w", TensorProto.INT4, [4], codes)
+    assert tensor.raw_data == pack_bits(codes, 4).tobytes() or list(tensor.int32_data) == pack_bits(codes, 4).tolist()
+
+
+def test_a_narrower_weight_takes_fewer_bytes() -> None:
+    sizes = [storage.stored_bytes((64, 64, 3, 3), bits, "w") for bits in range(2, 9)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 64 * 64 * 9 * 2 // 8 + 200
