@@ -91,6 +91,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     graph = ir.from_proto(upgraded)
     ir_passes.RemoveInitializersFromInputsPass()(graph)
     ir_passes.InlinePass()(graph)
+    name_nodes(graph)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     ir_passes.IdentityEliminationPass()(graph)
     origins = layer_origins(graph)

@@ -8,6 +8,7 @@ taken, is called after its operator and position: `Conv_12`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -31,7 +32,7 @@ def layer_origins(model: ir.Model) -> dict[str, str]:
     return origins
 
 
-def name_nodes(model: ir.Model, origins: Mapping[str, str]) -> bool:
+def name_nodes(model: ir.Model, origins: Mapping[str, str] = MappingProxyType({})) -> bool:
     """Name in place; True if any name changed."""
     taken: set[str] = set()
     changed = False

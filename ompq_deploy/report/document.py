@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ompq_deploy.errors import OmpqError
+from ompq_deploy.errors import BadInput, OmpqError
 
 
 def report_document(
@@ -27,3 +29,16 @@ def report_document(
         "failures": [{"exit_code": e.exit_code, "what": e.what, "where": e.where, "fix": e.fix} for e in failures],
         "passed": not failures,
     }
+
+
+def load_report(path: Path) -> dict[str, Any]:
+    """A report.json read back. Raises BadInput for anything else."""
+    try:
+        document = json.loads(path.read_text())
+    except OSError as e:
+        raise BadInput(f"cannot read the report: {e.strerror}", where=str(path), fix="run ompq-deploy first") from e
+    except ValueError as e:
+        raise BadInput(f"this is not a report.json: {e}", where=str(path), fix="run ompq-deploy again") from e
+    if not isinstance(document, dict) or "layers" not in document:
+        raise BadInput("this is not a report.json", where=str(path), fix="run ompq-deploy again")
+    return document

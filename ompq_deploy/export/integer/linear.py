@@ -17,12 +17,10 @@ from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.geometry import window_of
 from ompq_deploy.export.integer.groups import Group
 from ompq_deploy.export.integer.program import Int64, IntegerConv, IntegerMatMul, Requantize
-from ompq_deploy.export.integer.rescale import LARGEST, check_int32, clamp_codes, requantize
+from ompq_deploy.export.integer.rescale import ACCUMULATOR_LIMIT, LARGEST, check_accumulator, clamp_codes, requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
 from ompq_deploy.numerics import along_axis
-
-INT32_MAX = int(np.iinfo(np.int32).max)
 
 
 def lower_layer(scope: Scope, group: Group) -> IntegerConv | IntegerMatMul:
@@ -100,8 +98,8 @@ def _bias(
 ) -> tuple[Int32, Int64]:
     """The int32 bias per channel, and the largest magnitude of each channel's accumulator, int64 (C,)."""
     sums = LARGEST * np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
-    check_int32(node.name, int(sums.max()))
-    room = INT32_MAX - sums
+    check_accumulator(node.name, int(sums.max()))
+    room = ACCUMULATOR_LIMIT - sums
     codes = np.clip(np.rint(_real_bias(scope, node, constant, len(weights)) / grid), -room, room).astype(np.int64)
     return codes.astype(np.int32), sums + np.abs(codes)
 

@@ -13,7 +13,7 @@ from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.geometry import element_counts, explicit_pads, spatial_sizes, window_of
 from ompq_deploy.export.integer.groups import Group
 from ompq_deploy.export.integer.program import Int64, IntegerAveragePool, IntegerMean, Window
-from ompq_deploy.export.integer.rescale import HIGHEST, LARGEST, LOWEST, check_int32, requantize
+from ompq_deploy.export.integer.rescale import HIGHEST, LARGEST, LOWEST, check_accumulator, requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
 
@@ -27,7 +27,7 @@ def lower_average_pool(scope: Scope, group: Group) -> IntegerAveragePool:
     if channels is None:
         raise NotCovered(node, "the number of channels is not fixed")
     bound = LARGEST * math.prod(kernel)
-    check_int32(node.name, bound)
+    check_accumulator(node.name, bound)
     ratio = scope.scale(node.input[0]) / (scope.grids[group.output] * _counts(scope, group, window))
     return IntegerAveragePool(
         name=node.name,
@@ -54,7 +54,7 @@ def lower_mean(scope: Scope, group: Group) -> IntegerMean:
     if None in sizes:
         raise NotCovered(node, "the averaged axes are not all of fixed size")
     bound = LARGEST * count
-    check_int32(node.name, bound)
+    check_accumulator(node.name, bound)
     ratio = scope.scale(node.input[0]) / (scope.grids[group.output] * count)
     return IntegerMean(
         name=node.name,

@@ -6,7 +6,7 @@ Terms of one sum share the smallest of their dyadic shifts, so that every M_k st
 
     |q| <= reach = ((sum_k bound_k M_k + |constant| + 2^(shift-1)) >> shift) + 1        before the clamp
 
-and the ONNX model adds reach << shift, so that what it shifts is never negative.
+and the ONNX model adds reach << shift, so that what it shifts is never negative; it reads q + 128 in place of q.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from ompq_deploy.numerics import dyadic, dyadic_shift, quantize, signed_range
 LOWEST, HIGHEST = signed_range(8)
 LARGEST = -LOWEST
 """The largest magnitude of an int8 value."""
+
+ACCUMULATOR_LIMIT = 2**31 - 2**25
+"""Inside int32 by so much that twice the product with a 31-bit multiplier, plus 2^55, is inside int64."""
 
 
 def share_shift(ratios: Sequence[np.ndarray | float]) -> tuple[tuple[Int64, ...], Int64]:
@@ -71,10 +74,12 @@ def shift_clamp(
     """
     exact = np.asarray(shift, object)
     total = np.abs(np.asarray(constant, object)) + 2 ** (exact - 1)
+    storage = np.asarray(0, object)
     for multiplier, bound in terms:
         total = total + np.asarray(multiplier, object) * np.asarray(bound, object)
+        storage = storage + np.asarray(multiplier, object) * LARGEST
     reach = total // 2**exact + 1
-    if np.max(total + (reach + LARGEST) * 2**exact) >= 2**63 or np.max(reach) >= 2**30:
+    if np.max(total + storage + reach * 2**exact) >= 2**63 or np.max(reach) >= 2**30:
         raise BadInput(
             f"rescaling {name!r} can leave 64 bits: its scales differ too much",
             where=name,
@@ -83,9 +88,9 @@ def shift_clamp(
     return ShiftClamp(shift=shift, reach=np.asarray(reach, np.int64), low=clamp[0], high=clamp[1])
 
 
-def check_int32(name: str, bound: int) -> None:
-    """Raise BadInput where an accumulator of magnitude up to `bound` may leave int32."""
-    if bound > np.iinfo(np.int32).max:
+def check_accumulator(name: str, bound: int) -> None:
+    """Raise BadInput where an accumulator of magnitude up to `bound` may pass ACCUMULATOR_LIMIT."""
+    if bound > ACCUMULATOR_LIMIT:
         raise BadInput(
             f"the accumulator of {name!r} can reach {bound}, beyond 32 bits",
             where=name,

@@ -63,7 +63,7 @@ def tensorrt_graph(quantized: QuantizedGraph, *, high_precision: str = "fp32") -
     del model.graph.node[:]
     model.graph.node.extend(writer.nodes())
     used = {name for node in model.graph.node for name in node.input} | set(quantized.graph.output_names)
-    kept = [t for t in model.graph.initializer if t.name in used and t.name not in writer.initializers]
+    kept = [t for t in model.graph.initializer if t.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend([*kept, *writer.initializers.values()])
     del model.graph.value_info[:]

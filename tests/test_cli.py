@@ -1,0 +1,250 @@
+"""The command line as scripts rely on it: files, JSON, exit codes and messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from ompq_deploy import cli
+from tests import models
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ompq-deploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Sixteen labelled 16 x 16 images."""
+    random = np.random.default_rng(0)
+    path = tmp_path / "data.npz"
+    np.savez(path, images=random.integers(0, 256, (16, 16, 16, 3), np.uint8), labels=random.integers(0, 10, 16))
+    return path
+
+
+@pytest.fixture
+def deployed(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "out"
+    code, _, err = run(residual_model, "--size", "16KB", "--calib", data, "--out", out, "--target", "onnx", "--target", "integer")
+    assert code == 0, err
+    return out
+
+
+def test_the_whole_job(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = run(
+        residual_model, "--size", "16KB", "--bits", "2-8", "--calib", data, "--eval", data, "--out", out, "--json"
+    )
+    assert code == 0, stderr
+    report = json.loads(stdout)
+    assert report == json.loads((out / "report.json").read_text())
+    assert {"plan.json", "model.qdq.onnx", "model.int.onnx", "model.trt.onnx", "verify.json", "report.html"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert (out / "model.qdq.onnx").stat().st_size == report["achieved"]["file_bytes"] <= 16_000
+    assert report["budget"]["size_bytes"] == 16_000
+    assert report["solver"]["status"] == "OPTIMAL"
+    assert report["verify"]["passed"] is True
+    assert set(report["eval"]) == {"float", "qdq", "integer"}
+    assert [row["name"] for row in report["layers"]] == ["stem", "depthwise", "project", "main1", "main2", "downsample", "fc"]
+    plan = json.loads((out / "plan.json").read_text())
+    assert set(plan["timings"]) >= {"prepare_s", "capture_s", "score_s", "solve_s", "quantize_s", "export_s", "verify_s"}
+    assert "prepare" in stderr
+
+
+def test_two_runs_write_the_same_models(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run(residual_model, "--size", "15KB", "--calib", data, "--out", tmp_path / name, "--quiet")[0] == 0
+    for file in ("model.qdq.onnx", "model.int.onnx", "model.trt.onnx"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_verbs_in_a_row(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("plan", residual_model, "--size", "16KB", "--calib", data, "--out", out)[0] == 0
+    assert run("quantize", out / "plan.json", "--target", "auto")[0] == 0
+    assert run("verify", out)[0] == 0
+    code, stdout, _ = run("eval", out / "model.int.onnx", "--eval", data, "--preprocess", "torchvision", "--json")
+    assert code == 0
+    assert set(json.loads(stdout)) == {"n", "top1", "top5"}
+
+
+def test_planned_and_whole_runs_agree(run: Run, deployed: Path, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    run("plan", residual_model, "--size", "16KB", "--calib", data, "--out", out)
+    run("quantize", out / "plan.json")
+    assert (out / "model.qdq.onnx").read_bytes() == (deployed / "model.qdq.onnx").read_bytes()
+
+
+def test_report_is_printed_again(run: Run, deployed: Path) -> None:
+    code, stdout, _ = run("report", deployed)
+    assert code == 0
+    assert "downsample" in stdout
+    assert json.loads(run("report", deployed, "--json")[1])["passed"] is True
+
+
+def test_doctor_names_versions_and_backends(run: Run) -> None:
+    facts = json.loads(run("doctor", "--json")[1])
+    assert {"onnxruntime", "ortools"} <= set(facts["packages"])
+    assert set(facts["backends"]) == {"tensorrt", "tensorrt_rtx"}
+
+
+def test_without_calib_the_bundled_photographs_are_used_and_named(run: Run, residual_model: Path, tmp_path: Path) -> None:
+    code, _, _ = run(residual_model, "--size", "16KB", "--samples", "8", "--out", tmp_path / "o", "--target", "onnx")
+    assert code == 0
+    assert "bundled photographs" in json.loads((tmp_path / "o" / "plan.json").read_text())["calibration"]["source"]
+
+
+def test_a_model_that_takes_no_images_is_told_how_to_pass_data(run: Run, tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    path = models.save(g.model(["N", 12], g.gemm("x", "fc", 12, 4), ["N", 4]), tmp_path / "mlp.onnx")
+    code, _, err = run(path, "--size", "50%", "--out", tmp_path / "o")
+    assert code == 2
+    assert "--calib" in err
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 12)).astype(np.float32))
+    assert run(path, "--size", "5KB", "--calib", tmp_path / "x.npy", "--out", tmp_path / "o", "--target", "onnx")[0] == 0
+
+
+def test_underscores_and_aliases_in_flags(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    code, _, err = run(
+        residual_model, "--size", "16KB", "--calibration_data_path", data, "--out", tmp_path / "o", "--dry_run"
+    )
+    assert code == 0, err
+    assert not (tmp_path / "o" / "model.qdq.onnx").exists()
+
+
+def test_a_configuration_file_gives_defaults_and_flags_win(
+    run: Run, residual_model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'size = "1KB"\nbits = "3,8"\ncalib = "{data}"\ndry-run = true\n')
+    code, out, err = run(residual_model, "--config", config, "--size", "16KB", "--out", tmp_path / "o", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["budget"]["size_bytes"] == 16_000
+    assert report["settings"]["bits"] == [3, 8]
+    config.write_text("sizes = 1\n")
+    assert run(residual_model, "--config", config, "--size", "1KB")[0] == 2
+
+
+BAD_RUNS = {
+    "no such model": (["nowhere.onnx", "--size", "1MB"], 2, "no such model"),
+    "size zero": (["MODEL", "--size", "0"], 2, "no room"),
+    "size banana": (["MODEL", "--size", "banana"], 2, "is not a size"),
+    "no size": (["MODEL"], 2, "--size"),
+    "unknown flag": (["MODEL", "--size", "1MB", "--frobnicate"], 2, "frobnicate"),
+    "unknown metric": (["MODEL", "--size", "1MB", "--metric", "magic"], 2, "magic"),
+    "bad widths": (["MODEL", "--size", "1MB", "--bits", "4,16"], 2, "widths outside"),
+    "too small": (["MODEL", "--size", "2KB"], 3, "smallest feasible size"),
+    "zero samples": (["MODEL", "--size", "16KB", "--samples", "0"], 2, "at least 1"),
+    "too few samples for the metric": (["MODEL", "--size", "16KB", "--samples", "2"], 2, "at least 4"),
+    "missing data": (["MODEL", "--size", "16KB", "--calib", "nowhere"], 2, "no such file"),
+    "gate without data": (["MODEL", "--size", "16KB", "--max-drop", "1"], 2, "--eval"),
+    "bad mean": (["MODEL", "--size", "16KB", "--mean", "a,b"], 2, "list of numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_bad_runs_say_why_and_leave_nothing(case: str, run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    arguments, expected, message = BAD_RUNS[case]
+    arguments = [str(residual_model) if a == "MODEL" else a for a in arguments]
+    if "--calib" not in arguments:
+        arguments += ["--calib", str(data)]
+    out = tmp_path / "out"
+    code, _, err = run(*arguments, "--out", out)
+    assert code == expected
+    assert message in err
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"text", "not an ONNX file"), (b"", "empty"), ("cut", "cut short")]
+)
+def test_bad_model_files(content: bytes | str, message: str, run: Run, residual_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(residual_model.read_bytes()[:-500] if content == "cut" else content)  # type: ignore[arg-type]
+    code, _, err = run(path, "--size", "1MB", "--out", tmp_path / "out")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_calibration_shape(run: Run, residual_model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((8, 3, 20, 20), np.float32))
+    code, _, err = run(residual_model, "--size", "16KB", "--calib", tmp_path / "x.npy", "--out", tmp_path / "out")
+    assert code == 2
+    assert "20" in err
+    assert "16" in err
+
+
+def test_an_unwritable_folder(run: Run, residual_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    code, _, err = run(residual_model, "--size", "16KB", "--out", tmp_path / "file" / "out")
+    assert code == 2
+    assert "cannot write" in err
+
+
+def test_a_failed_run_keeps_the_earlier_results(run: Run, deployed: Path, residual_model: Path, data: Path) -> None:
+    before = {path.name: path.read_bytes() for path in deployed.iterdir()}
+    assert run(residual_model, "--size", "2KB", "--calib", data, "--out", deployed)[0] == 3
+    assert {path.name: path.read_bytes() for path in deployed.iterdir()} == before
+
+
+def test_the_accuracy_gate(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    code, _, err = run(
+        residual_model, "--size", "16KB", "--calib", data, "--eval", data, "--max-drop", "-200", "--out", tmp_path / "o"
+    )
+    assert code == 1
+    assert "top-1" in err
+    assert (tmp_path / "o" / "report.json").exists()
+
+
+def test_an_uncovered_operator_ends_the_integer_target_only(run: Run, tmp_path: Path, data: Path) -> None:
+    g = models.GraphBuilder()
+    y = g.conv(g.node("Sin", [g.conv("x", "a", 3, 4)], "sin"), "b", 4, 4)
+    path = models.save(g.model(["N", 3, 16, 16], y, ["N", 4, 16, 16]), tmp_path / "m.onnx")
+    common = [path, "--size", "5KB", "--calib", data, "--out", tmp_path / "o"]
+    code, _, err = run(*common, "--target", "integer", "--target", "onnx")
+    assert code == 4
+    assert "Sin" in err
+    assert (tmp_path / "o" / "model.qdq.onnx").exists()
+    assert run(*common)[0] == 0
+
+
+def test_a_tampered_integer_model_fails_verification(run: Run, deployed: Path) -> None:
+    path = deployed / "model.int.onnx"
+    model = onnx.load(path)
+    weight = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.reshape(-1)[0] ^= 1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    code, stdout, _ = run("verify", deployed)
+    assert code == 1
+    assert "FAILED" in stdout
+
+
+def test_a_plan_for_another_model_is_refused(run: Run, deployed: Path, tmp_path: Path) -> None:
+    other = models.save(models.residual_network(seed=1), tmp_path / "other.onnx")
+    code, _, err = run("quantize", deployed / "plan.json", "--model", other)
+    assert code == 2
+    assert "another model" in err

@@ -1,0 +1,496 @@
+"""The integer-only ONNX model equals the NumPy reference in every integer, for every operator it covers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ompq_deploy.artifacts import QuantizedGraph, QuantizedLayer
+from ompq_deploy.errors import BackendMissing, BadInput
+from ompq_deploy.export.integer.check import float_tensors_inside
+from ompq_deploy.export.integer.emit import accumulator, integer_model, stored
+from ompq_deploy.export.integer.lower import lower
+from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerProgram
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.simulator import ProgramRun, run_program
+from tests import models
+from tests.models import GraphBuilder
+from tests.quantized import inputs, quantize_graph
+
+ort.set_default_logger_severity(3)
+Size = int | str
+SAMPLES = 3
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def expose(model: onnx.ModelProto, kinds: dict[str, int]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {value.name for value in model.graph.output}
+    copy.graph.output.extend(helper.make_tensor_value_info(n, t, None) for n, t in kinds.items() if n not in present)
+    return copy
+
+
+def assert_equal_to_reference(program: IntegerProgram, feeds: dict[str, np.ndarray]) -> ProgramRun:
+    """Run both and compare every int8 tensor, accumulator and dequantized float."""
+    model = integer_model(program)
+    onnx.checker.check_model(model, full_check=True)
+    assert float_tensors_inside(model) == ()
+    reference = run_program(program, feeds)
+    kinds = {stored(name): TensorProto.UINT8 for name in reference.integers}
+    kinds |= {accumulator(name): TensorProto.INT32 for name in reference.accumulators}
+    kinds |= dict.fromkeys(reference.floats, TensorProto.FLOAT)
+    found = run(expose(model, kinds), feeds)
+    for name, values in reference.integers.items():
+        np.testing.assert_array_equal(found[stored(name)].astype(int) - 128, values, err_msg=name)
+    for name, totals in reference.accumulators.items():
+        np.testing.assert_array_equal(found[accumulator(name)], totals, err_msg=name)
+    for name, floats in reference.floats.items():
+        np.testing.assert_array_equal(found[name], floats, err_msg=name)
+    return reference
+
+
+def steps_from_qdq(quantized: QuantizedGraph, program: IntegerProgram, feeds: dict[str, np.ndarray]) -> int:
+    """Largest difference from the Q/DQ model in steps, every operation fed the Q/DQ model's integers."""
+    names = quantized.graph.activations
+    found = run(expose(qdq_model(quantized), {stored(name): TensorProto.UINT8 for name in names}), feeds)
+    given = {name: (found[stored(name)].astype(np.int16) - 128).astype(np.int8) for name in names}
+    ours = run_program(program, feeds, given=given).integers
+    return max(int(np.abs(ours[name].astype(int) - given[name]).max()) for name in names)
+
+
+def settings(g: GraphBuilder, name: str, *values: int) -> str:
+    return g.constant(np.array(values, np.int64), name)
+
+
+def convolution(**attributes: object) -> Callable[[GraphBuilder], str]:
+    return lambda g: g.conv("x", "tested", 4, 8, **attributes)
+
+
+def average_pool(**attributes: object) -> Callable[[GraphBuilder], str]:
+    return lambda g: g.node("AveragePool", [g.conv("x", "first", 4, 6)], "tested", **attributes)
+
+
+def max_pool(**attributes: object) -> Callable[[GraphBuilder], str]:
+    return lambda g: g.node("MaxPool", [g.conv("x", "first", 4, 6)], "tested", **attributes)
+
+
+def mean(keepdims: int) -> Callable[[GraphBuilder], str]:
+    return lambda g: g.node("ReduceMean", [g.conv("x", "first", 4, 6)], "tested", axes=[2, -1], keepdims=keepdims)
+
+
+def padding(mode: str) -> Callable[[GraphBuilder], str]:
+    def build(g: GraphBuilder) -> str:
+        return g.node(
+            "Pad", [g.conv("x", "first", 4, 6), settings(g, "pads", 0, 1, 2, 1, 0, 2, 1, 3)], "tested", mode=mode
+        )
+
+    return build
+
+
+def sliced(g: GraphBuilder) -> str:
+    bounds = settings(g, "starts", -1, 1), settings(g, "ends", -(1 << 62), 99), settings(g, "axes", 3, 1)
+    return g.node("Slice", [g.conv("x", "first", 4, 6), *bounds, settings(g, "steps", -2, 1)], "tested")
+
+
+def concatenated(g: GraphBuilder) -> str:
+    large = g.node("Mul", [g.constant(np.float32(1), "one"), g.conv("x", "first", 4, 6)], "unused") and "first_out"
+    return g.node("Concat", [large, g.conv("x", "second", 4, 2, kernel=1), "x"], "tested", axis=1)
+
+
+def concatenated_relu(g: GraphBuilder) -> str:
+    return g.node("Relu", [g.node("Concat", [g.conv("x", "first", 4, 6), "x"], "joined", axis=1)], "tested")
+
+
+def channel_constant(g: GraphBuilder) -> str:
+    values = g.random.standard_normal((1, 8, 1, 1)).astype(np.float32)
+    return g.node("Add", [g.constant(values, "values"), g.conv("x", "first", 4, 8)], "tested")
+
+
+def constant_on_integers(g: GraphBuilder) -> str:
+    values = g.random.standard_normal((4, 9, 1)).astype(np.float32)
+    return g.node("Relu", [g.node("Add", ["x", g.constant(values, "values")], "sum")], "tested")
+
+
+def residual_with_constant(g: GraphBuilder) -> str:
+    values = g.random.standard_normal((8, 1, 1)).astype(np.float32)
+    first = g.conv("x", "first", 4, 8)
+    shifted = g.node("Add", [g.conv(first, "second", 8, 8), g.constant(values, "values")], "shifted")
+    return g.node("Relu", [g.node("Add", [first, shifted], "sum")], "tested")
+
+
+def doubled(g: GraphBuilder) -> str:
+    first = g.conv("x", "first", 4, 8)
+    return g.node("Add", [first, first], "tested")
+
+
+def unfused_sum(g: GraphBuilder) -> str:
+    first, second = g.conv("x", "first", 4, 8), g.conv("x", "second", 4, 8, kernel=1)
+    pooled = [g.node("MaxPool", [name], f"{name}_pool", kernel_shape=[2, 2]) for name in (first, second)]
+    return g.node("Clip", [g.node("Add", pooled, "sum"), g.constant(np.float32(-1), "low")], "tested")
+
+
+def clipped(g: GraphBuilder) -> str:
+    bounds = g.constant(np.float32(-0.7), "low"), g.constant(np.float32(0.4), "high")
+    return g.node("Clip", [g.conv("x", "first", 4, 8), *bounds], "tested")
+
+
+def transposed(g: GraphBuilder) -> str:
+    moved = g.node("Transpose", [g.conv("x", "first", 4, 6)], "moved", perm=[0, 2, 3, 1])
+    added = g.node("Add", [moved, g.constant(np.float32(0.5), "half")], "added")
+    return g.node("Transpose", [added], "tested", perm=[0, 3, 2, 1])
+
+
+def squeezed(g: GraphBuilder) -> str:
+    longer = g.node("Unsqueeze", [g.conv("x", "first", 4, 6), settings(g, "new", 1, -1)], "longer")
+    return g.node("Squeeze", [longer, settings(g, "old", -1, 1)], "tested")
+
+
+def reshaped(g: GraphBuilder) -> str:
+    flat = g.node("Reshape", [g.conv("x", "first", 4, 6), settings(g, "flat", 0, 3, -1)], "flat")
+    return g.node("Reshape", [flat, settings(g, "back", -1, 6, 9, 9)], "tested")
+
+
+def dynamically_reshaped(g: GraphBuilder) -> str:
+    first = g.conv("x", "first", 4, 6)
+    count = g.node("Gather", [g.node("Shape", [first], "shape"), settings(g, "zero", 0)], "count", axis=0)
+    target = g.node("Concat", [count, settings(g, "rest", 3, 2, 81)], "target", axis=0)
+    flat = g.node("Reshape", [first, target], "flat")
+    return g.node("Reshape", [flat, settings(g, "back", -1, 6, 9, 9)], "tested")
+
+
+def shared_weight(g: GraphBuilder) -> str:
+    first = g.conv("x", "first", 4, 4)
+    second = g.node("Conv", [first, "first_weight", "first_bias"], "second", pads=[1] * 4)
+    return g.node("Add", [second, "x"], "tested")
+
+
+CASES: dict[str, Callable[[GraphBuilder], str]] = {
+    "conv": convolution(),
+    "conv_grouped": convolution(groups=2),
+    "conv_depthwise": convolution(groups=4),
+    "conv_asymmetric_pads": convolution(pads=[0, 2, 1, 0]),
+    "conv_strides": convolution(strides=[2, 3]),
+    "conv_dilations": convolution(dilations=[2, 1], pads=[2, 1, 2, 1]),
+    "conv_same_upper": convolution(kernel=4, auto_pad="SAME_UPPER", strides=[2, 2], pads=None),
+    "conv_same_lower": convolution(kernel=4, auto_pad="SAME_LOWER", strides=[2, 2], pads=None),
+    "conv_valid": convolution(auto_pad="VALID", pads=None),
+    "average_pool": average_pool(kernel_shape=[2, 3], strides=[2, 1]),
+    "average_pool_without_pads": average_pool(kernel_shape=[3, 3], pads=[1, 0, 1, 2]),
+    "average_pool_with_pads": average_pool(kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
+    "average_pool_ceil": average_pool(kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    "average_pool_ceil_with_pads": average_pool(
+        kernel_shape=[3, 3], strides=[2, 3], pads=[1, 1, 0, 0], ceil_mode=1, count_include_pad=1
+    ),
+    "average_pool_same": average_pool(kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
+    "average_pool_dilated": average_pool(kernel_shape=[2, 2], dilations=[2, 3]),
+    "max_pool": max_pool(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    "max_pool_ceil": max_pool(kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    "max_pool_dilated": max_pool(kernel_shape=[2, 2], dilations=[2, 3]),
+    "global_average_pool": lambda g: g.node("GlobalAveragePool", [g.conv("x", "first", 4, 6)], "tested"),
+    "reduce_mean": mean(1),
+    "reduce_mean_flat": mean(0),
+    "pad": padding("constant"),
+    "pad_reflect": padding("reflect"),
+    "pad_edge": padding("edge"),
+    "slice": sliced,
+    "concat": concatenated,
+    "relu_on_integers": concatenated_relu,
+    "channel_constant": channel_constant,
+    "constant_on_integers": constant_on_integers,
+    "residual_with_constant": residual_with_constant,
+    "sum_with_itself": doubled,
+    "unfused_sum": unfused_sum,
+    "clip": clipped,
+    "transpose": transposed,
+    "squeeze": squeezed,
+    "reshape": reshaped,
+    "dynamic_reshape": dynamically_reshaped,
+    "shared_weight": shared_weight,
+}
+
+
+WRONG_IN_ONNXRUNTIMES_QDQ = ("average_pool_ceil_with_pads", "average_pool_dilated")
+"""onnxruntime 1.31 fuses these into QLinearAveragePool, which counts pads wrongly and knows no dilations."""
+
+
+def with_classifier(build: Callable[[GraphBuilder], str], batch: Size) -> onnx.ModelProto:
+    """The operator under test, then Flatten and a classifier, so that its result must be integer."""
+    g = GraphBuilder(1)
+    tested = build(g)
+    g.nodes = [node for node in g.nodes if node.name != "unused"]
+    for node in g.nodes:
+        kept = [a for a in node.attribute if a.name != "pads" or a.ints]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    opset = 17 if any(node.op_type == "ReduceMean" for node in g.nodes) else 21
+    flat = g.node("Flatten", [tested], "flatten")
+    probe = onnx.shape_inference.infer_shapes(g.model([1, 4, 9, 9], flat, [1, None], opset=opset))
+    width = next(v for v in probe.graph.value_info if v.name == flat).type.tensor_type.shape.dim[1].dim_value
+    return g.model([batch, 4, 9, 9], g.gemm(flat, "classifier", width, 5), [batch, 5], opset=opset)
+
+
+@pytest.mark.parametrize("batch", ["N", 1])
+@pytest.mark.parametrize("case", CASES)
+def test_every_operator_equals_the_reference_and_the_qdq_model(case: str, batch: Size, tmp_path: Path) -> None:
+    quantized = quantize_graph(models.save(with_classifier(CASES[case], batch), tmp_path / "m.onnx"))
+    program = lower(quantized)
+    feeds = inputs(quantized.graph, SAMPLES)
+    assert_equal_to_reference(program, feeds)
+    if case not in WRONG_IN_ONNXRUNTIMES_QDQ:
+        assert steps_from_qdq(quantized, program, feeds) <= 1
+    floats, integers = run(quantized.graph.model, feeds)["y"], run(integer_model(program), feeds)["y"]
+    assert np.linalg.norm(integers - floats) < 0.1 * np.linalg.norm(floats)
+
+
+@pytest.mark.parametrize("batch", ["N", 1])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_residual_network(batch: Size, bits: int, tmp_path: Path) -> None:
+    quantized = quantize_graph(models.save(models.residual_network(batch), tmp_path / "m.onnx"), bits)
+    assert_equal_to_reference(lower(quantized), inputs(quantized.graph, SAMPLES))
+
+
+def test_graph_inputs_and_outputs_are_the_float_models(residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    model = integer_model(lower(quantized))
+    assert list(model.graph.input) == list(quantized.graph.model.graph.input)
+    assert list(model.graph.output) == list(quantized.graph.model.graph.output)
+
+
+@pytest.mark.parametrize("code", [-128, 127])
+@pytest.mark.parametrize("value", [-1e6, 1e6])
+def test_extreme_codes_and_inputs(code: int, value: float, residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    layers = tuple(dataclasses.replace(q, codes=np.full_like(q.codes, code)) for q in quantized.layers)
+    program = lower(dataclasses.replace(quantized, layers=layers))
+    reference = assert_equal_to_reference(program, {"x": np.full((2, 3, 16, 16), value, np.float32)})
+    assert set(np.unique(reference.integers["x"])) == {-128 if value < 0 else 127}
+
+
+def test_random_scales_never_overflow(residual_model: Path) -> None:
+    """Scales spread over ten orders of magnitude: results saturate, and still nothing wraps around."""
+    quantized = quantize_graph(residual_model)
+    random = np.random.default_rng(3)
+    for _ in range(5):
+        scales = {name: float(10.0 ** random.uniform(-3, 0)) for name in quantized.activation_scales}
+        layers = tuple(
+            dataclasses.replace(q, scale=(10.0 ** random.uniform(-12, -2, q.scale.shape)).astype(np.float32))
+            for q in quantized.layers
+        )
+        program = lower(dataclasses.replace(quantized, layers=layers, activation_scales=scales))
+        assert_equal_to_reference(program, inputs(quantized.graph, SAMPLES))
+
+
+def test_accumulators_between_two_and_four_billion_survive(residual_model: Path) -> None:
+    """onnxruntime's int64 Clip takes 2^31 <= x < 2^32 for negative; every shift must be free of it."""
+    quantized = quantize_graph(residual_model)
+    feeds = inputs(quantized.graph, 16)
+    feeds["x"] *= np.linspace(0.01, 3, feeds["x"].size, dtype=np.float32).reshape(feeds["x"].shape)
+    assert_equal_to_reference(lower(quantized), feeds)
+
+
+def test_symbolic_spatial_sizes(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    first = g.node("Relu", [g.conv("x", "first", 3, 4, strides=[2, 2])], "relu")
+    model = g.model(["N", 3, "H", "W"], g.conv(first, "second", 4, 2), ["N", 2, None, None])
+    quantized = quantize_graph_of_size(model, tmp_path)
+    assert_equal_to_reference(
+        lower(quantized), {"x": np.random.default_rng(0).standard_normal((2, 3, 7, 10), np.float32)}
+    )
+
+
+def quantize_graph_of_size(model: onnx.ModelProto, folder: Path) -> QuantizedGraph:
+    """As quantize_graph, where spatial axes are symbolic too: unit scales do."""
+    from ompq_deploy.graph_index import GraphIndex
+    from ompq_deploy.prepare import prepare
+    from ompq_deploy.quantize import float_biases
+    from ompq_deploy.weight_scale import quantize_weight
+
+    graph = prepare(models.save(model, folder / "m.onnx"))
+    layers = []
+    for layer in graph.layers:
+        codes, scale = quantize_weight(graph.layer_weights()[layer.name], 8, layer.channel_axis)
+        biases = float_biases(GraphIndex(graph.model), layer)
+        layers.append(QuantizedLayer(layer=layer, bits=8, codes=codes, scale=scale, biases=biases))
+    scales = dict.fromkeys(graph.activations, 0.03)
+    return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=scales)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_matmul_with_a_bias_after_it(rank: int, tmp_path: Path) -> None:
+    g = GraphBuilder()
+    shape: list[object] = ["N", 6, 8][3 - rank :] if rank == 2 else ["N", 6, 8]
+    shape[0] = "N"
+    shape[-1] = 8
+    hidden = g.node("MatMul", ["x", g.constant(g.random.standard_normal((8, 7)).astype(np.float32), "w1")], "first")
+    hidden = g.node("Add", [g.constant(g.random.standard_normal(7).astype(np.float32), "b1"), hidden], "biased")
+    hidden = g.node("Relu", [hidden], "relu")
+    last = g.node("MatMul", [hidden, g.constant(g.random.standard_normal((7, 5)).astype(np.float32), "w2")], "second")
+    last = g.node("Add", [last, g.constant(g.random.standard_normal(5).astype(np.float32), "b2")], "result_bias")
+    model = g.model(shape, last, [*shape[:-1], 5])
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    program = lower(quantized)
+    assert [type(operation) for operation in program.operations] == [IntegerMatMul, IntegerMatMul]
+    assert program.tail == ()
+    feeds = inputs(quantized.graph, SAMPLES)
+    assert_equal_to_reference(program, feeds)
+    assert steps_from_qdq(quantized, program, feeds) <= 1
+
+
+def test_one_dimensional_convolution(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    weight = g.constant(g.random.standard_normal((6, 2, 5)).astype(np.float32), "w")
+    first = g.node("Conv", ["x", weight], "first", group=2, pads=[3, 1], strides=[2])
+    pooled = g.node("MaxPool", [first], "pool", kernel_shape=[3], pads=[1, 1])
+    last = g.node("Conv", [pooled, g.constant(g.random.standard_normal((3, 6, 1)).astype(np.float32), "w2")], "last")
+    quantized = quantize_graph(models.save(g.model(["N", 4, 21], last, ["N", 3, None]), tmp_path / "m.onnx"))
+    assert_equal_to_reference(lower(quantized), inputs(quantized.graph, SAMPLES))
+
+
+def test_corrected_biases_replace_the_nodes_own(residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    changed = tuple(
+        dataclasses.replace(q, biases={node: np.full(q.layer.channels, 3.5, np.float32) for node in q.layer.nodes})
+        for q in quantized.layers
+    )
+    program = lower(dataclasses.replace(quantized, layers=changed))
+    layers = [op for op in program.operations if isinstance(op, IntegerConv | IntegerMatMul)]
+    assert len(layers) == len(changed)
+    for operation in layers:
+        layer = next(q for q in changed if operation.name in q.layer.nodes)
+        grid = layer.bias_scale(program.scales[operation.input])
+        np.testing.assert_allclose(operation.bias, 3.5 / grid, atol=0.51)
+
+
+def test_dead_channels_keep_the_accumulator_in_32_bits(residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    layers = tuple(
+        dataclasses.replace(q, scale=np.full_like(q.scale, 1e-20), codes=q.codes // 64) for q in quantized.layers
+    )
+    program = lower(dataclasses.replace(quantized, layers=layers))
+    assert_equal_to_reference(program, inputs(quantized.graph, SAMPLES))
+
+
+def test_too_long_sums_are_refused(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    weight = g.constant(np.ones((140_000, 1), np.float32), "w")
+    model = g.model(["N", 140_000], g.node("MatMul", ["x", weight], "long"), ["N", 1])
+    with pytest.raises(BadInput, match="'long' can reach"):
+        lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+
+
+def test_uncovered_operators_are_listed_completely(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    first = g.conv("x", "first", 3, 4)
+    swish = g.node("Mul", [first, g.node("Sigmoid", [first], "gate")], "swish")
+    kernel = g.constant(g.random.standard_normal((4, 4, 2, 2)).astype(np.float32), "up_weight")
+    up = g.node("ConvTranspose", [swish, kernel], "up", strides=[2, 2])
+    active = g.node("HardSwish", [g.node("InstanceNormalization", [up, *norm_parameters(g, 4)], "norm")], "active")
+    pooled = g.node("LpPool", [g.conv(active, "second", 4, 4)], "pool", kernel_shape=[2, 2])
+    last = g.node("Softmax", [g.conv(pooled, "third", 4, 2)], "tail", axis=1)
+    quantized = quantize_graph(models.save(g.model(["N", 3, 8, 8], last, ["N", 2, 8, 8]), tmp_path / "m.onnx"))
+    with pytest.raises(BackendMissing) as refusal:
+        lower(quantized)
+    listed = {name.strip() for kind in refusal.value.where.split(";") for name in kind.split(":")[1].split(",")}
+    assert listed == {"gate", "swish", "up", "norm", "active", "pool"}
+
+
+def norm_parameters(g: GraphBuilder, channels: int) -> list[str]:
+    return [g.constant(np.ones(channels, np.float32), name) for name in ("norm_scale", "norm_shift")]
+
+
+def test_a_constant_that_is_not_per_channel_is_named(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    grid = g.constant(g.random.standard_normal((1, 4, 8, 8)).astype(np.float32), "position")
+    added = g.node("Add", [g.conv("x", "first", 3, 4), grid], "added")
+    model = g.model(["N", 3, 8, 8], g.conv(added, "second", 4, 2), ["N", 2, 8, 8])
+    with pytest.raises(BackendMissing, match="'position'"):
+        lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+
+
+def test_a_float_tail_is_kept(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    block = g.node("Relu", [g.conv("x", "first", 3, 4)], "relu")
+    scores = g.node("Softmax", [g.conv(block, "second", 4, 2)], "softmax", axis=1)
+    model = g.model(["N", 3, 8, 8], scores, ["N", 2, 8, 8])
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    program = lower(quantized)
+    assert [node.op_type for node in program.tail] == ["Softmax"]
+    feeds = inputs(quantized.graph, SAMPLES)
+    assert_equal_to_reference(program, feeds)
+    np.testing.assert_allclose(run(integer_model(program), feeds)["y"].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_grid_tensor_may_be_an_output_too(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    block = g.node("Relu", [g.conv("x", "first", 3, 4)], "relu")
+    model = g.model(["N", 3, 8, 8], g.conv(block, "second", 4, 2), ["N", 2, 8, 8])
+    model.graph.output.append(helper.make_tensor_value_info(block, TensorProto.FLOAT, ["N", 4, 8, 8]))
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    feeds = inputs(quantized.graph, SAMPLES)
+    reference = assert_equal_to_reference(lower(quantized), feeds)
+    np.testing.assert_allclose(
+        reference.floats[block], reference.integers[block] * np.float32(quantized.activation_scales[block]), rtol=1e-6
+    )
+
+
+def test_the_check_finds_planted_floats(residual_model: Path) -> None:
+    model = integer_model(lower(quantize_graph(residual_model)))
+    assert float_tensors_inside(model) == ()
+    target = next(node for node in model.graph.node if node.op_type == "ConvInteger" and node.input[0] != "x_quantized")
+    position = list(model.graph.node).index(target)
+    planted = [
+        helper.make_node("Cast", [target.input[0]], ["planted"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["planted", "planted_one"], ["planted_product"]),
+        helper.make_node("Cast", ["planted_product"], ["planted_back"], to=TensorProto.UINT8),
+    ]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "planted_one"))
+    target.input[0] = "planted_back"
+    for node in reversed(planted):
+        model.graph.node.insert(position, node)
+    assert float_tensors_inside(model) == ("planted", "planted_one", "planted_product")
+
+
+def test_the_check_sees_through_qdq_and_float_models(residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    assert "stem_relu_out_dequantized" in float_tensors_inside(qdq_model(quantized))
+    assert "stem_out" in float_tensors_inside(quantized.graph.model)
+
+
+def test_the_check_refuses_float_work_before_quantization(residual_model: Path) -> None:
+    model = integer_model(lower(quantize_graph(residual_model)))
+    quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    quantizer.input[0] = "early"
+    model.graph.node.insert(0, helper.make_node("Abs", ["x"], ["early"]))
+    assert "early" in float_tensors_inside(model)
+
+
+SHARED_MODELS = {
+    "models/cifar10/resnet20.onnx": 0,
+    "models/cifar10/resnet20_rawexport.onnx": 0,
+    "models/cifar10/resnet56.onnx": 0,
+    "models/cifar10/mlperf_tiny_resnet8.onnx": 1,
+    "models/imagenet/mobilenet_v2_1.0_224_keras.onnx": 0,
+}
+
+
+@pytest.mark.parametrize("name", SHARED_MODELS)
+def test_real_networks(name: str, shared: Callable[[str], Path]) -> None:
+    quantized = quantize_graph(shared(name))
+    program = lower(quantized)
+    assert len(program.tail) == SHARED_MODELS[name]
+    feeds = inputs(quantized.graph, 1)
+    assert_equal_to_reference(program, feeds)
+    assert steps_from_qdq(quantized, program, feeds) <= 1

@@ -1,0 +1,176 @@
+"""verify passes on what the exporters write, and fails on each way of being wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ompq_deploy.artifacts import QuantizedGraph, Samples
+from ompq_deploy.export.integer.emit import integer_model
+from ompq_deploy.export.integer.lower import lower
+from ompq_deploy.export.integer.program import IntegerConv, IntegerProgram
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.verify import verdict_document, verify
+from tests import models
+from tests.quantized import inputs, quantize_graph
+
+
+def samples_of(quantized: QuantizedGraph, count: int = 3) -> Samples:
+    feeds = inputs(quantized.graph, count)
+    if quantized.graph.batch is not None:
+        feeds = {name: np.concatenate([x] * count) for name, x in feeds.items()}
+    return Samples(inputs=feeds, labels=None, source="seeded noise", sha256="")
+
+
+@pytest.fixture
+def quantized(residual_model: Path) -> QuantizedGraph:
+    return quantize_graph(residual_model)
+
+
+def change_initializer(
+    model: onnx.ModelProto, suffix: str, change: Callable[[np.ndarray], np.ndarray]
+) -> onnx.ModelProto:
+    """A copy in which one initializer, found by the end of its name, is changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    tensor = next(tensor for tensor in copy.graph.initializer if tensor.name.endswith(suffix))
+    before = numpy_helper.to_array(tensor)
+    after = change(before.copy())
+    assert (before != after).any()
+    tensor.CopyFrom(numpy_helper.from_array(after, tensor.name))
+    return copy
+
+
+def flip_one(weights: np.ndarray) -> np.ndarray:
+    weights.reshape(-1)[np.abs(weights).argmax()] *= -1
+    return weights
+
+
+def swap_two(weights: np.ndarray) -> np.ndarray:
+    weights[[0, 1]] = weights[[1, 0]]
+    return weights
+
+
+def add_one_percent(multiplier: np.ndarray) -> np.ndarray:
+    return multiplier + multiplier // 100
+
+
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_the_exported_models_pass(batch: int | str, tmp_path: Path) -> None:
+    quantized = quantize_graph(models.save(models.residual_network(batch), tmp_path / "m.onnx"), 4)
+    program = lower(quantized)
+    verdict = verify(program, integer_model(program), qdq_model(quantized), samples_of(quantized))
+    assert verdict.passed
+    assert verdict.matches_reference
+    assert verdict.float_tensors_inside == ()
+    assert verdict.samples == 3
+    assert [layer.name for layer in verdict.layers] == list(quantized.graph.activations)
+    assert max(layer.max_lsb for layer in verdict.layers) <= 1
+    assert verdict.exact_fraction > 0.99
+    assert verdict.output_difference < 0.01
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        ("main1_relu_out_codes", flip_one),
+        ("main1_relu_out_codes", swap_two),
+        ("main1_relu_out_scaled_multiplier", add_one_percent),
+        ("main1_relu_out_shift", lambda shift: shift + 1),
+        ("add2_relu_out_skip_multiplier", add_one_percent),
+        ("main1_relu_out_bias", lambda bias: bias + 100),
+        ("dequantize_scale", lambda scale: scale * np.float32(1.001)),
+    ],
+)
+def test_a_defect_in_the_integer_model_is_found(
+    suffix: str, change: Callable[[np.ndarray], np.ndarray], quantized: QuantizedGraph
+) -> None:
+    program = lower(quantized)
+    broken = change_initializer(integer_model(program), suffix, change)
+    verdict = verify(program, broken, qdq_model(quantized), samples_of(quantized))
+    assert not verdict.matches_reference
+    assert not verdict.passed
+
+
+def with_layer_changed(program: IntegerProgram, output: str, **changes: object) -> IntegerProgram:
+    operations = tuple(
+        dataclasses.replace(op, **changes) if op.output == output else op  # type: ignore[arg-type]
+        for op in program.operations
+    )
+    return dataclasses.replace(program, operations=operations)
+
+
+def test_a_defect_in_program_and_model_alike_shows_against_the_qdq_model(quantized: QuantizedGraph) -> None:
+    program = lower(quantized)
+    layer = next(op for op in program.operations if op.output == "main1_relu_out")
+    assert isinstance(layer, IntegerConv)
+    assert layer.requantize is not None
+    larger = dataclasses.replace(layer.requantize, multiplier=add_one_percent(layer.requantize.multiplier) * 2)
+    wrong = with_layer_changed(program, "main1_relu_out", requantize=larger)
+    verdict = verify(wrong, integer_model(wrong), qdq_model(quantized), samples_of(quantized))
+    assert verdict.matches_reference
+    assert not verdict.passed
+    worst = {layer.name for layer in verdict.layers if layer.max_lsb > 1}
+    assert worst == {"main1_relu_out"}
+
+
+def test_many_differences_of_one_step_fail_too(quantized: QuantizedGraph) -> None:
+    """Half a step too much everywhere stays within one step, but is not rounding."""
+    program = lower(quantized)
+    layer = next(op for op in program.operations if op.output == "stem_relu_out")
+    assert isinstance(layer, IntegerConv)
+    assert layer.requantize is not None
+    half = np.rint(0.5 * np.exp2(layer.requantize.clamp.shift) / layer.requantize.multiplier).astype(np.int32)
+    wrong = with_layer_changed(program, "stem_relu_out", bias=layer.bias + half.reshape(-1))
+    verdict = verify(wrong, integer_model(wrong), qdq_model(quantized), samples_of(quantized))
+    assert max(layer.max_lsb for layer in verdict.layers) == 1
+    assert not verdict.passed
+
+
+def test_a_float_inside_fails_however_exact(quantized: QuantizedGraph) -> None:
+    program = lower(quantized)
+    model = integer_model(program)
+    position, target = next((i, node) for i, node in enumerate(model.graph.node) if node.op_type == "ConvInteger")
+    model.graph.node.insert(position, helper.make_node("Cast", ["planted"], ["back"], to=TensorProto.UINT8))
+    model.graph.node.insert(position, helper.make_node("Cast", [target.input[0]], ["planted"], to=TensorProto.FLOAT))
+    model.graph.node[position + 2].input[0] = "back"
+    verdict = verify(program, model, qdq_model(quantized), samples_of(quantized))
+    assert verdict.matches_reference
+    assert verdict.float_tensors_inside == ("planted",)
+    assert not verdict.passed
+
+
+def test_the_document_is_json_with_the_promised_fields(quantized: QuantizedGraph) -> None:
+    program = lower(quantized)
+    verdict = verify(program, integer_model(program), qdq_model(quantized), samples_of(quantized), max_samples=2)
+    document = json.loads(json.dumps(verdict_document(verdict)))
+    assert document["passed"] is True
+    assert document["samples"] == 2
+    assert {"exact_fraction", "max_lsb", "layers", "output_difference", "matches_reference"} <= set(document)
+    assert set(document["layers"][0]) == {"name", "exact_fraction", "max_lsb"}
+
+
+def test_a_fixed_batch_larger_than_the_samples_is_filled(tmp_path: Path) -> None:
+    quantized = quantize_graph(models.save(models.residual_network(4), tmp_path / "m.onnx"))
+    few = Samples(inputs={"x": inputs(quantized.graph)["x"][:3]}, labels=None, source="", sha256="")
+    program = lower(quantized)
+    assert verify(program, integer_model(program), qdq_model(quantized), few).passed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cifar10/resnet20.onnx", "cifar10/mlperf_tiny_resnet8.onnx", "imagenet/mobilenet_v2_1.0_224_keras.onnx"],
+)
+def test_real_networks_pass(name: str, shared: Callable[[str], Path]) -> None:
+    quantized = quantize_graph(shared(f"models/{name}"))
+    program = lower(quantized)
+    verdict = verify(program, integer_model(program), qdq_model(quantized), samples_of(quantized, 1))
+    assert verdict.passed
+    assert min(layer.exact_fraction for layer in verdict.layers) > 0.999
