@@ -101,9 +101,9 @@ def row(case: Case, share: int, shared: Path, extra: list[str]) -> list[str] | N
     budget = int8_bytes(model) * share // 100
     with tempfile.TemporaryDirectory() as out:
         command = [
-            sys.executable, "-m", "ompq_deploy.cli", str(model), "--size", f"{budget}B", "--out", out, "--json", "--quiet",
+            sys.executable, "-m", "ompq_deploy.cli", str(model), "--size", f"{budget}B", "--out", out, "--json",
             "--calib", str(shared / "data" / case.calib), "--eval", str(shared / "data" / case.labelled),
-            "--preprocess", case.preprocess, *extra,
+            "--preprocess", case.preprocess, "--quiet", *extra,
         ]  # fmt: skip
         run = measured(command)
     if run.code == EXIT_INFEASIBLE:
@@ -116,9 +116,16 @@ def row(case: Case, share: int, shared: Path, extra: list[str]) -> list[str] | N
     engine = report["engine"]
     top1 = [f"{scores[name]['top1']:.2f}" if name in scores else "-" for name in ("float", "qdq", "integer")]
     return [
-        Path(case.model).stem, f"{share} %", f"{budget:,}", f"{report['achieved']['file_bytes']:,}", *top1,
-        f"{scores['qdq']['agreement']:.1f}", f"{engine['file_bytes']:,}" if engine else "-", f"{run.seconds:.1f}", f"{run.peak_mib:.0f}",
-    ]  # fmt: skip
+        Path(case.model).stem,
+        f"{share} %",
+        f"{budget:,}",
+        f"{report['achieved']['file_bytes']:,}",
+        *top1,
+        f"{scores['qdq']['agreement']:.1f}",
+        f"{engine['file_bytes']:,}" if engine else "-",
+        f"{run.seconds:.1f}",
+        f"{run.peak_mib:.0f}",
+    ]
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 The committed `examples/demo/cifar10_resnet20w.onnx` is what this script wrote. Rerun it with
 
     pip install -e ".[torch]" pillow
-    python examples/train_demo_model.py --train TRAIN.zip --extra TRAIN.npz --test LOSSLESS.npz JPEG.npz --out model.onnx
+    python examples/train_demo_model.py --train TRAIN.zip --extra TRAIN.npz --test A.npz B.npz --out model.onnx
 
 `TRAIN.zip` holds JPEG training images in class folders, the npz files hold `images` (uint8 N x 32 x 32 x 3)
 and `labels` (int N). Architecture: He et al., "Deep Residual Learning for Image Recognition", section 4.2,
@@ -133,13 +133,9 @@ def train(args: argparse.Namespace) -> nn.Module:
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=args.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = len(targets) // args.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.2
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.2)
     for epoch in range(args.epochs):
         model.train()
         started, total = time.time(), 0.0
@@ -157,7 +153,10 @@ def train(args: argparse.Namespace) -> nn.Module:
             averaged.update_parameters(model)
             total += loss.item()
         scores = "  ".join(f"{name} {accuracy(averaged, x, y):.2f}" for name, x, y in tests)
-        print(f"epoch {epoch + 1}/{args.epochs}  loss {total / steps:.3f}  {scores}  {time.time() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{args.epochs}  loss {total / steps:.3f}  {scores}  {time.time() - started:.0f} s",
+            flush=True,
+        )
         torch.save(averaged.module.state_dict(), args.out.with_suffix(".pt"))
     return averaged.module
 

@@ -19,6 +19,8 @@ def parse_bits(text: str) -> tuple[int, ...]:
         widths.update(range(low, high + 1))
     if not widths or not widths <= set(SUPPORTED):
         raise BadInput(
-            f"{text!r} asks for widths outside {SUPPORTED[0]} to {SUPPORTED[-1]}", where="--bits", fix="write 4,8 or 2-8"
+            f"{text!r} asks for widths outside {SUPPORTED[0]} to {SUPPORTED[-1]}",
+            where="--bits",
+            fix="write 4,8 or 2-8",
         )
     return tuple(sorted(widths))

@@ -82,12 +82,13 @@ DATA = _stack(
     click.option("--mean", help="Per channel, comma separated, after division; overrides the preset."),
     click.option("--std", help="Per channel, comma separated, after division; overrides the preset."),
     click.option("--bgr/--rgb", default=None, help="Channel order of the input tensor."),
-    click.option("--layout", type=click.Choice(("NCHW", "NHWC"), case_sensitive=False), help="Layout of the input tensor."),
+    click.option("--layout", type=click.Choice(("NCHW", "NHWC"), case_sensitive=False), help="Layout of the input."),
     click.option("--threads", type=click.IntRange(min=0), default=0, help="onnxruntime threads; 0: all cores."),
 )  # fmt: skip
 PLANNING = _stack(
     click.option("--size", required=True, help="The budget: 6.7MB, 6.4MiB, 900000B or 60% of the float file."),
-    click.option("--size-of", type=click.Choice(SIZES), default="file", show_default=True, help="What the budget counts."),
+    click.option("--size-of", type=click.Choice(SIZES), default="file", show_default=True,
+                 help="What the budget counts."),
     click.option("--bits", default="4,8", show_default=True, help="Weight widths allowed: 4,8 or 2-8."),
     click.option("--calib", "--calibration-data", "--calibration-data-path", type=click.Path(path_type=Path),
                  help="Images (a directory), .npy or .npz. Default: the bundled photographs."),
@@ -106,7 +107,10 @@ PLANNING = _stack(
 
 @click.group(
     cls=_DefaultToDeploy,
-    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
 )
 @click.version_option(package_name="ompq-deploy")
 def cli() -> None:
@@ -120,8 +124,15 @@ def cli() -> None:
 @MODEL
 @PLANNING
 @DATA
-@click.option("--target", "targets", type=click.Choice(TARGETS), multiple=True, default=("auto",), show_default=True,
-              help="What is written; may repeat.")
+@click.option(
+    "--target",
+    "targets",
+    type=click.Choice(TARGETS),
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    help="What is written; may repeat.",
+)
 @click.option("--eval", "eval_data", type=click.Path(path_type=Path), help="Labelled data: class folders or .npz.")
 @click.option("--max-drop", type=float, help="Largest tolerated drop of top-1, in points (needs --eval).")
 @click.option("--dry-run", is_flag=True, help="Plan only; write no model.")
@@ -172,7 +183,9 @@ def plan(model: Path, **flags: Any) -> None:
 @cli.command()
 @click.argument("plan_path", metavar="PLAN.json", type=click.Path(path_type=Path))
 @FLOAT_MODEL
-@click.option("--target", "targets", type=click.Choice(TARGETS), multiple=True, default=("onnx", "integer"), show_default=True)
+@click.option(
+    "--target", "targets", type=click.Choice(TARGETS), multiple=True, default=("onnx", "integer"), show_default=True
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="onnxruntime threads; 0: all cores.")
 @OUT
 @VERBOSITY
@@ -214,7 +227,9 @@ def verify(folder: Path, **flags: Any) -> None:
         _print_json(document)
     else:
         word = "passed" if document["passed"] else "FAILED"
-        click.echo(f"{word}: {100 * document['exact_fraction']:.4f} % equal, largest difference {document['max_lsb']} steps")
+        click.echo(
+            f"{word}: {100 * document['exact_fraction']:.4f} % equal, largest difference {document['max_lsb']} steps"
+        )
     if not document["passed"]:
         raise click.exceptions.Exit(1)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 
 class GraphIndex:

@@ -59,10 +59,9 @@ def _swish_output(index: GraphIndex, tensor: str) -> str:
     readers = index.consumers(tensor)
     gates = [node for node in readers if node.op_type in ("Sigmoid", "HardSigmoid")]
     products = [node for node in readers if node.op_type == "Mul"]
-    if len(readers) == 2 and len(gates) == len(products) == 1 and tensor not in index.outputs:
-        if set(products[0].input) == {tensor, gates[0].output[0]}:
-            return products[0].output[0]
-    return ""
+    if len(readers) != 2 or len(gates) != 1 or len(products) != 1 or tensor in index.outputs:
+        return ""
+    return products[0].output[0] if set(products[0].input) == {tensor, gates[0].output[0]} else ""
 
 
 def _layer(index: GraphIndex, nodes: list[onnx.NodeProto]) -> Layer:

@@ -37,7 +37,9 @@ class OutputFolder:
             raise _cannot_write(self.path, e) from e
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         staging = self._entered()
         try:
             if kind is None:

@@ -57,6 +57,13 @@ def grid_tensor(index: GraphIndex, activations: Container[str], tensor: str) -> 
     return tensor
 
 
+def layer_grid(index: GraphIndex, activations: Container[str], tensor: str) -> str:
+    """The grid of a layer's input, which `place_activations` has seen to that it has."""
+    grid = grid_tensor(index, activations, tensor)
+    assert grid is not None, f"layer input {tensor} lies on no grid"
+    return grid
+
+
 def moves_values(index: GraphIndex, node: onnx.NodeProto) -> bool:
     """Whether every output element equals an input element or zero, so that both share one grid."""
     if node.op_type not in MOVES_VALUES or node.domain:
@@ -79,7 +86,9 @@ def residual_operand(index: GraphIndex, add: onnx.NodeProto, layer_nodes: set[st
     if len(operands) != 2:
         return None
     position = {name: i for i, node in enumerate(index.graph.node) for name in node.output}
-    fresh = [name for name in operands if index.only_consumer(name) is not None and _is_accumulator(index, name, layer_nodes)]
+    fresh = [
+        name for name in operands if index.only_consumer(name) is not None and _is_accumulator(index, name, layer_nodes)
+    ]
     if not fresh:
         return None
     accumulator = max(fresh, key=lambda name: position[name])

@@ -65,7 +65,9 @@ def load_model(path: Path) -> onnx.ModelProto:
             "this is not an ONNX file, or it is cut short", where=str(path), fix="export or copy the model again"
         ) from e
     except (OSError, ValueError, onnx.checker.ValidationError) as e:
-        raise BadInput(f"the model cannot be read: {e}", where=str(path), fix="check the file and its external data") from e
+        raise BadInput(
+            f"the model cannot be read: {e}", where=str(path), fix="check the file and its external data"
+        ) from e
     if not model.graph.node:
         raise BadInput("the model's graph is empty", where=str(path), fix="export the model again")
     try:
@@ -132,14 +134,14 @@ def _quiet_deduplication(graph: ir.Model) -> None:
 
 
 def _refuse_bad_weights(model: onnx.ModelProto, path: Path) -> None:
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
     for tensor in model.graph.initializer:
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
-            if not np.isfinite(numpy_helper.to_array(tensor)).all():
-                raise BadInput(
-                    f"weight {tensor.name!r} holds NaN or infinite values",
-                    where=str(path),
-                    fix="check the training run or the export; such a network cannot be quantized",
-                )
+        if tensor.data_type in floats and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise BadInput(
+                f"weight {tensor.name!r} holds NaN or infinite values",
+                where=str(path),
+                fix="check the training run or the export; such a network cannot be quantized",
+            )
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int | None:

@@ -48,9 +48,7 @@ class PlanSettings:
         calib = values.pop("calib")
         return cls(
             metric=metric,
-            preprocess=Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in preprocess.items()})
-            if preprocess
-            else None,
+            preprocess=Preprocess.from_recorded(preprocess) if preprocess else None,
             calib=Path(calib) if calib else None,
             bits=tuple(values.pop("bits")),
             quantize=QuantizeSettings(**values.pop("quantize")),

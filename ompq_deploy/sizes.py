@@ -1,9 +1,9 @@
 """What a size budget counts, as a table of bytes per layer and width.
 
-    file      model.qdq.onnx on disk: packed codes, scales, biases, graph; exact to the byte's framing
-    weights   packed codes + 4 bytes of scale and 4 of bias per output channel
-    paper     (weights + 2 C_out of BatchNorm, or the bias of a fully connected layer) * b / 8, as OMPQ and
-              HAWQ-V3 count; no scales
+file      model.qdq.onnx on disk: packed codes, scales, biases, graph; exact to the byte's framing
+weights   packed codes + 4 bytes of scale and 4 of bias per output channel
+paper     (weights + 2 C_out of BatchNorm, or the bias of a fully connected layer) * b / 8, as OMPQ and
+          HAWQ-V3 count; no scales
 """
 
 from __future__ import annotations

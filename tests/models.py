@@ -25,7 +25,9 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, inputs, [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
 
-    def conv(self, x: str, name: str, c_in: int, c_out: int, kernel: int = 3, groups: int = 1, **attributes: object) -> str:
+    def conv(
+        self, x: str, name: str, c_in: int, c_out: int, kernel: int = 3, groups: int = 1, **attributes: object
+    ) -> str:
         fan_in = c_in // groups * kernel * kernel
         weight = self.random.standard_normal((c_out, c_in // groups, kernel, kernel)) * np.sqrt(2 / fan_in)
         bias = self.random.standard_normal(c_out) * 0.1

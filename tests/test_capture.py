@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.histograms import BINS, bin_counts
-from ompq_deploy.capture.one_pass import instrumented
+from ompq_deploy.capture.one_pass import exposed, one_pass_model
 from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.capture.stream import gram_matrix, groups_below, run_streamed
 from ompq_deploy.errors import BadInput
@@ -146,8 +146,11 @@ def test_samples_off_axis_0_are_streamed(tmp_path: Path, count: int) -> None:
 
 @pytest.mark.parametrize("lowest", [0.0, 0.25])
 @pytest.mark.parametrize("highest", [5.5, 8.0])
-def test_ranges_behind_clip_are_exact(tmp_path: Path, lowest: float, highest: float) -> None:
-    """The first samples tell nothing about the last one, which holds the extremes, at the bounds or short of them."""
+@pytest.mark.parametrize("position", [2, 4])
+def test_ranges_behind_clip_are_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int, lowest: float, highest: float
+) -> None:
+    """One sample, probed or not, holds the extremes, at the bounds or short of them."""
     g = models.GraphBuilder()
     g.constant(np.ones((1, 1, 1, 1), np.float32), "weight")
     zero, six = g.constant(np.float32(0), "zero"), g.constant(np.float32(6), "six")
@@ -157,14 +160,15 @@ def test_ranges_behind_clip_are_exact(tmp_path: Path, lowest: float, highest: fl
             g.model(["N", 1, 4, 4], g.node("Conv", [inside, "weight"], "outer"), ["N", 1, 4, 4]), tmp_path / "clip.onnx"
         )
     )
+    monkeypatch.setattr("ompq_deploy.capture.instrument.LARGE", 1)
     x = np.full((5, 1, 4, 4), 3, np.float32)
-    x[-1, 0, 0, :2] = lowest, highest
+    x[position, 0, 0, :2] = lowest, highest
     assert capture(graph, samples_of(x)).ranges["clip_out"] == (lowest, min(highest, 6.0))
 
 
 def test_only_small_results_leave_the_session(graph: PreparedGraph) -> None:
     count = 12
-    model = instrumented(graph)
+    model = one_pass_model(*exposed(graph))
     widest = max(layer.channels for layer in graph.layers)
     session = ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
     results = session.run(None, dict(random_samples(graph, count).inputs))
@@ -174,7 +178,7 @@ def test_only_small_results_leave_the_session(graph: PreparedGraph) -> None:
 
 def test_taps_follow_the_tensor_they_reduce(graph: PreparedGraph) -> None:
     """No tensor waits for its taps: nothing else runs between a tensor and the last of its taps."""
-    nodes = list(instrumented(graph).graph.node)
+    nodes = list(one_pass_model(*exposed(graph)).graph.node)
     is_tap = [node.name.startswith("ompq_capture/") for node in nodes]
     made = {name: i for i, node in enumerate(nodes) for name in node.output}
     for i, node in enumerate(nodes):

@@ -43,7 +43,9 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def deployed(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> Path:
     out = tmp_path / "out"
-    code, _, err = run(residual_model, "--size", "16KB", "--calib", data, "--out", out, "--target", "onnx", "--target", "integer")
+    code, _, err = run(
+        residual_model, "--size", "16KB", "--calib", data, "--out", out, "--target", "onnx", "--target", "integer"
+    )
     assert code == 0, err
     return out
 
@@ -64,9 +66,25 @@ def test_the_whole_job(run: Run, residual_model: Path, data: Path, tmp_path: Pat
     assert report["solver"]["status"] == "OPTIMAL"
     assert report["verify"]["passed"] is True
     assert set(report["eval"]) == {"float", "qdq", "integer"}
-    assert [row["name"] for row in report["layers"]] == ["stem", "depthwise", "project", "main1", "main2", "downsample", "fc"]
+    assert [row["name"] for row in report["layers"]] == [
+        "stem",
+        "depthwise",
+        "project",
+        "main1",
+        "main2",
+        "downsample",
+        "fc",
+    ]
     plan = json.loads((out / "plan.json").read_text())
-    assert set(plan["timings"]) >= {"prepare_s", "capture_s", "score_s", "solve_s", "quantize_s", "export_s", "verify_s"}
+    assert set(plan["timings"]) >= {
+        "prepare_s",
+        "capture_s",
+        "score_s",
+        "solve_s",
+        "quantize_s",
+        "export_s",
+        "verify_s",
+    }
     assert "prepare" in stderr
 
 
@@ -87,7 +105,9 @@ def test_the_verbs_in_a_row(run: Run, residual_model: Path, data: Path, tmp_path
     assert set(json.loads(stdout)) == {"n", "top1", "top5"}
 
 
-def test_planned_and_whole_runs_agree(run: Run, deployed: Path, residual_model: Path, data: Path, tmp_path: Path) -> None:
+def test_planned_and_whole_runs_agree(
+    run: Run, deployed: Path, residual_model: Path, data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "again"
     run("plan", residual_model, "--size", "16KB", "--calib", data, "--out", out)
     run("quantize", out / "plan.json")
@@ -107,7 +127,9 @@ def test_doctor_names_versions_and_backends(run: Run) -> None:
     assert set(facts["backends"]) == {"tensorrt", "tensorrt_rtx"}
 
 
-def test_without_calib_the_bundled_photographs_are_used_and_named(run: Run, residual_model: Path, tmp_path: Path) -> None:
+def test_without_calib_the_bundled_photographs_are_used_and_named(
+    run: Run, residual_model: Path, tmp_path: Path
+) -> None:
     code, _, _ = run(residual_model, "--size", "16KB", "--samples", "8", "--out", tmp_path / "o", "--target", "onnx")
     assert code == 0
     assert "bundled photographs" in json.loads((tmp_path / "o" / "plan.json").read_text())["calibration"]["source"]
@@ -120,7 +142,9 @@ def test_a_model_that_takes_no_images_is_told_how_to_pass_data(run: Run, tmp_pat
     assert code == 2
     assert "--calib" in err
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 12)).astype(np.float32))
-    assert run(path, "--size", "5KB", "--calib", tmp_path / "x.npy", "--out", tmp_path / "o", "--target", "onnx")[0] == 0
+    assert (
+        run(path, "--size", "5KB", "--calib", tmp_path / "x.npy", "--out", tmp_path / "o", "--target", "onnx")[0] == 0
+    )
 
 
 def test_underscores_and_aliases_in_flags(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
@@ -163,7 +187,9 @@ BAD_RUNS = {
 
 
 @pytest.mark.parametrize("case", BAD_RUNS)
-def test_bad_runs_say_why_and_leave_nothing(case: str, run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+def test_bad_runs_say_why_and_leave_nothing(
+    case: str, run: Run, residual_model: Path, data: Path, tmp_path: Path
+) -> None:
     arguments, expected, message = BAD_RUNS[case]
     arguments = [str(residual_model) if a == "MODEL" else a for a in arguments]
     if "--calib" not in arguments:
@@ -176,9 +202,7 @@ def test_bad_runs_say_why_and_leave_nothing(case: str, run: Run, residual_model:
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"text", "not an ONNX file"), (b"", "empty"), ("cut", "cut short")]
-)
+@pytest.mark.parametrize(("content", "message"), [(b"text", "not an ONNX file"), (b"", "empty"), ("cut", "cut short")])
 def test_bad_model_files(content: bytes | str, message: str, run: Run, residual_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(residual_model.read_bytes()[:-500] if content == "cut" else content)  # type: ignore[arg-type]

@@ -47,9 +47,13 @@ def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="No space left"), OutputFolder(tmp_path / "out") as out:
-        os.symlink("/dev/full", out.write("x", b"").with_name("model"))
-        out.write("model", b"x" * 100_000)
+    def fill() -> None:
+        with OutputFolder(tmp_path / "out") as out:
+            os.symlink("/dev/full", out.write("x", b"").with_name("model"))
+            out.write("model", b"x" * 100_000)
+
+    with pytest.raises(BadInput, match="No space left"):
+        fill()
     assert not (tmp_path / "out").exists()
 
 

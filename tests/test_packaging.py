@@ -20,6 +20,8 @@ def test_constraints_pin_every_direct_dependency() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     wanted = config["options"]["install_requires"].split("\n") + config["options.extras_require"]["dev"].split("\n")
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()
+    }
     for requirement in filter(None, wanted):
         assert requirement.partition(">=")[0].strip() in pinned, requirement

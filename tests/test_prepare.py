@@ -141,7 +141,7 @@ def test_files_that_are_no_model(content: bytes, message: str, tmp_path: Path) -
 
 def test_a_truncated_model(residual_model: Path) -> None:
     residual_model.write_bytes(residual_model.read_bytes()[:-100])
-    with pytest.raises(BadInput, match="cut short|breaks the ONNX standard"):
+    with pytest.raises(BadInput, match=r"cut short|breaks the ONNX standard"):
         prepare(residual_model)
 
 

@@ -26,7 +26,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 def plan_of(quantized: object) -> BitPlan:
     rows = tuple(
-        PlannedLayer(name=q.layer.name, op=q.layer.op, weight_bits=q.bits, activation_bits=8, numel=0, bytes=0, score=0.0)
+        PlannedLayer(
+            name=q.layer.name, op=q.layer.op, weight_bits=q.bits, activation_bits=8, numel=0, bytes=0, score=0.0
+        )
         for q in quantized.layers  # type: ignore[attr-defined]
     )
     solver = SolverRecord(name="none", status="NONE", objective=0, bound=0, seconds=0)

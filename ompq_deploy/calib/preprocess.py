@@ -44,6 +44,11 @@ class Preprocess:
     layout: str | None = None
     ready: bool = False
 
+    @classmethod
+    def from_recorded(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The preprocessing a lock file holds: the fields as JSON values."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
     @property
     def identity(self) -> bool:
         """Whether x = p, so that integers stay integers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,6 +15,9 @@ from ompq_deploy.capture.blocked import is_layout_copy
 from ompq_deploy.capture.taps import CONTRIB_DOMAIN, Taps, View
 from ompq_deploy.graph_index import GraphIndex, constant_bound
 
+LARGE = 1 << 17
+"""Elements per sample from which on reading two samples first is cheaper than reading all."""
+
 Reduction = Callable[[Taps, View], None]
 
 
@@ -23,7 +27,6 @@ def views(graph: PreparedGraph, tensors: Iterable[str], blocked: Mapping[str, st
     channels = channels_last(graph)
     found = []
     for name in tensors:
-        low, high = bounds(index, name)
         shape = index.shapes.get(name, ())
         in_blocks = name in blocked and len(shape) == 4 and shape[3] is not None
         found.append(
@@ -33,8 +36,7 @@ def views(graph: PreparedGraph, tensors: Iterable[str], blocked: Mapping[str, st
                 shape=shape,
                 blocked=in_blocks,
                 channels=channels.get(name),
-                low=low,
-                high=high,
+                bounds=bounds(index, name) if math.prod(n or 0 for n in shape[1:]) >= LARGE else {},
             )
         )
     return found
@@ -53,15 +55,15 @@ def channels_last(graph: PreparedGraph) -> dict[str, int]:
     }
 
 
-def bounds(index: GraphIndex, tensor: str) -> tuple[float | None, float | None]:
-    """Smallest and largest value that the node behind a tensor can return, None where it sets no limit."""
+def bounds(index: GraphIndex, tensor: str) -> dict[str, float]:
+    """Smallest and largest value that the node behind a tensor can return, where it sets a limit."""
     node = index.producer.get(tensor)
     if node is not None and node.op_type == "Relu":
-        return 0.0, None
-    if node is not None and node.op_type == "Clip" and all(index.is_constant(name) for name in node.input[1:] if name):
-        low, high = constant_bound(index, node, 1, -np.inf), constant_bound(index, node, 2, np.inf)
-        return (low if np.isfinite(low) else None), (high if np.isfinite(high) else None)
-    return None, None
+        return {"min": 0.0}
+    if node is None or node.op_type != "Clip" or not all(index.is_constant(name) for name in node.input[1:] if name):
+        return {}
+    limits = {"min": constant_bound(index, node, 1, -np.inf), "max": constant_bound(index, node, 2, np.inf)}
+    return {kind: limit for kind, limit in limits.items() if np.isfinite(limit)}
 
 
 def instrument(model: onnx.ModelProto, points: Iterable[tuple[View, Sequence[Reduction]]]) -> onnx.ModelProto:

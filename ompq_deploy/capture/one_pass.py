@@ -7,33 +7,38 @@ and keeps all activations until then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
 from ompq_deploy.capture.blocked import optimize
 from ompq_deploy.capture.instrument import instrument, views
 from ompq_deploy.capture.session import session_options, start
-from ompq_deploy.capture.statistics import Statistics, read_grams, read_means, read_ranges
-from ompq_deploy.capture.taps import Taps
+from ompq_deploy.capture.statistics import Results, Statistics, read_grams, read_means, read_ranges
+from ompq_deploy.capture.taps import Taps, View, tap
 from ompq_deploy.graph_index import GraphIndex
 
 
 def run_one_pass(graph: PreparedGraph, samples: Samples, threads: int) -> Statistics | None:
-    """Statistics from one pass, or None where some layer's output does not have the samples on axis 0."""
+    """Statistics from one pass, or None where some layer's output does not have the samples on axis 0.
+
+    Only if neither the first nor the last sample reaches a bound of Relu or Clip, a second pass reads the
+    extremes of the tensors concerned.
+    """
     if not batch_in_front(graph):
         return None
-    model = instrumented(graph, threads)
-    options = session_options(threads)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    names = [value.name for value in model.graph.output]
-    feed = {name: samples.inputs[name] for name in graph.input_names}
-    found = dict(zip(names, start(model, options).run(names, feed), strict=True))
-    grams = read_grams(graph, found)
-    if any(gram.shape != (len(samples), len(samples)) for gram in grams.values()):
+    optimized, layers, activations = exposed(graph, threads)
+    found = _run(one_pass_model(optimized, layers, activations), graph, samples, threads)
+    if any(found[tap("gram", view.name)].shape != (len(samples), len(samples)) for view in layers):
         return None
-    return Statistics(grams=grams, ranges=read_ranges(graph, found), means=read_means(graph, found))
+    open_ended = [view for view in activations if not reaches_bounds(view, found)]
+    if open_ended:
+        found |= _run(instrument(optimized, [(view, [Taps.range]) for view in open_ended]), graph, samples, threads)
+    return Statistics(grams=read_grams(graph, found), ranges=read_ranges(graph, found), means=read_means(graph, found))
 
 
 def batch_in_front(graph: PreparedGraph) -> bool:
@@ -42,13 +47,34 @@ def batch_in_front(graph: PreparedGraph) -> bool:
     return all(shapes.get(layer.output, (None,))[:1] in ((None,), (graph.batch,)) for layer in graph.layers)
 
 
-def instrumented(graph: PreparedGraph, threads: int = 0) -> onnx.ModelProto:
-    """The graph as onnxruntime optimizes it, returning the reductions of all its layers and activations."""
+def exposed(graph: PreparedGraph, threads: int = 0) -> tuple[onnx.ModelProto, list[View], list[View]]:
+    """The graph as onnxruntime optimizes it, and how to read its layers' outputs and its activations there."""
     outputs = dict.fromkeys(layer.output for layer in graph.layers)
     computed = dict.fromkeys([*outputs, *(name for name in graph.activations if name not in graph.input_names)])
     optimized = optimize(graph.model, computed, threads)
-    return instrument(
+    return (
         optimized.model,
-        [(view, [Taps.gram]) for view in views(graph, outputs, optimized.blocked)]
-        + [(view, [Taps.mean, Taps.range]) for view in views(graph, graph.activations, optimized.blocked)],
+        views(graph, outputs, optimized.blocked),
+        views(graph, graph.activations, optimized.blocked),
     )
+
+
+def one_pass_model(model: onnx.ModelProto, layers: Sequence[View], activations: Sequence[View]) -> onnx.ModelProto:
+    """The model that returns the reductions of all layers and activations."""
+    grams = [(view, [Taps.gram]) for view in layers]
+    return instrument(model, grams + [(view, [Taps.mean, Taps.probed_range]) for view in activations])
+
+
+def reaches_bounds(view: View, found: Results) -> bool:
+    """Whether the samples probed reach every bound, so that no sample can hold a more extreme value."""
+    return all(found[tap(kind, view.name)] == bound for kind, bound in view.bounds.items())
+
+
+def _run(model: onnx.ModelProto, graph: PreparedGraph, samples: Samples, threads: int) -> dict[str, NDArray[Any]]:
+    """All outputs of an instrumented model, by name."""
+    options = session_options(threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    names = [value.name for value in model.graph.output]
+    feed = {name: samples.inputs[name] for name in graph.input_names}
+    return dict(zip(names, start(model, options).run(names, feed), strict=True))

@@ -6,13 +6,14 @@
 
 G chunks give the threads work and shorten the float32 sums. `FusedMatMul` with `transBatchA` reads X_g in place.
 
-A tensor behind Relu or Clip cannot leave the bounds, and a few samples usually reach them; then no other sample
-needs to be read: the end of the slice that is reduced depends on what the first `PROBED` samples hold.
+A tensor behind Relu or Clip cannot leave the bounds, and where two samples reach a bound, it is the exact extreme
+of all samples: `probed_range` reads no others.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 PREFIX = "ompq_capture"
 CHUNKS = 16
-PROBED = 2
-ALL = np.iinfo(np.int64).max
+EXTREMES = {"min": "ReduceMin", "max": "ReduceMax"}
 BLOCKED_DOMAIN = "com.microsoft.nchwc"
 CONTRIB_DOMAIN = "com.microsoft"
 
@@ -35,7 +35,8 @@ class View:
 
     `blocked` means that `source` holds them with the channels in blocks (`blocked.py`). `channels` is the
     length of the last axis where that is the channel axis, else None and the channel axis is 1.
-    `low` and `high` are bounds that the values provably keep, or None.
+    `bounds` are the smallest ("min") and largest ("max") value it can hold, where that is known and where
+    the tensor is large enough for this to save time.
     """
 
     name: str
@@ -43,8 +44,7 @@ class View:
     shape: tuple[int | None, ...]
     blocked: bool
     channels: int | None
-    low: float | None
-    high: float | None
+    bounds: Mapping[str, float]
 
     @property
     def spatial(self) -> bool:
@@ -94,26 +94,23 @@ class Taps:
         self._result("ReduceMean", [rows, axes], "mean", view, keepdims=0)
 
     def range(self, view: View) -> None:
-        self._extreme(view, "min", "ReduceMin", view.low)
-        self._extreme(view, "max", "ReduceMax", view.high)
+        for kind in EXTREMES:
+            self._extreme(view, kind, view.source)
+
+    def probed_range(self, view: View) -> None:
+        """Like `range`, but an extreme with a bound is that of the first and the last sample only."""
+        if view.bounds:
+            ends = self._node("Gather", [view.source, self._ints(0, -1)], "ends", view, axis=0)
+        for kind in EXTREMES:
+            self._extreme(view, kind, ends if kind in view.bounds else view.source)
 
     def shape(self, view: View) -> None:
         self._result("Shape", [view.source], "shape", view, dtype=TensorProto.INT64)
 
-    def _extreme(self, view: View, kind: str, op: str, bound: float | None) -> None:
-        """The minimum or maximum: of the first samples where they reach the bound, else of all samples."""
-        if bound is not None:
-            zero, end = self._ints(0), self._ints(PROBED)
-            first = self._node("Slice", [view.source, zero, end, zero], f"{kind}_first", view)
-            probe = self._node(op, [first], f"{kind}_probe", view, keepdims=0)
-            reached = self._node("Equal", [probe, self._constant(np.float32(bound))], f"{kind}_reached", view)
-            count = self._node("Where", [reached, end, self._ints(ALL)], f"{kind}_count", view)
-            rows = self._node("Slice", [view.source, zero, count, zero], f"{kind}_rows", view)
-        elif view.spatial:
-            rows = self._node(op, [view.source, self._ints(2, 3)], f"{kind}_rows", view, keepdims=0)
-        else:
-            rows = view.source
-        self._result(op, [rows], kind, view, keepdims=0)
+    def _extreme(self, view: View, kind: str, rows: str) -> None:
+        if view.spatial:
+            rows = self._node(EXTREMES[kind], [rows, self._ints(2, 3)], f"{kind}_rows", view, keepdims=0)
+        self._result(EXTREMES[kind], [rows], kind, view, keepdims=0)
 
     def _result(
         self, op: str, inputs: list[str], kind: str, view: View, dtype: int = TensorProto.FLOAT, **attributes: Any

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.export import storage
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import grid_tensor
+from ompq_deploy.placement import layer_grid
 
 ZERO_POINT = "zero_point_128"
 PRODUCER = "ompq-deploy"
@@ -32,7 +32,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
     index = GraphIndex(graph.model)
     by_node = {node: layer for layer in quantized.layers for node in layer.layer.nodes}
     writer = _Writer()
-    writer.initializers.append(numpy_helper.from_array(np.uint8(128), ZERO_POINT))
+    writer.initializers.append(numpy_helper.from_array(np.array(128, np.uint8), ZERO_POINT))
 
     for layer in quantized.layers:
         _store_weight(writer, layer)
@@ -47,7 +47,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
         if node.name in by_node:
             layer = by_node[node.name]
             copy.input[1] = f"{layer.layer.weight}_dequantized"
-            grid = grid_tensor(index, quantized.activation_scales, node.input[0])
+            grid = layer_grid(index, quantized.activation_scales, node.input[0])
             _attach_bias(writer, copy, layer, grid, quantized.activation_scales)
         else:
             writer.nodes.append(copy)
@@ -113,7 +113,7 @@ def _put_on_grid(writer: _Writer, name: str, scales: Mapping[str, float]) -> Non
     if name not in scales:
         return
     scale = f"{name}_scale"
-    writer.initializers.append(numpy_helper.from_array(np.float32(scales[name]), scale))
+    writer.initializers.append(numpy_helper.from_array(np.array(scales[name], np.float32), scale))
     writer.nodes.append(helper.make_node("QuantizeLinear", [name, scale, ZERO_POINT], [f"{name}_quantized"]))
     writer.nodes.append(
         helper.make_node("DequantizeLinear", [f"{name}_quantized", scale, ZERO_POINT], [f"{name}_dequantized"])

@@ -12,7 +12,7 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.export.storage import needs_function
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import unpack_bits
-from ompq_deploy.placement import grid_tensor
+from ompq_deploy.placement import layer_grid
 
 
 def read_qdq(model: onnx.ModelProto, graph: PreparedGraph, plan: BitPlan) -> QuantizedGraph:
@@ -59,7 +59,7 @@ def _biases(
             continue
         bias = numpy_helper.to_array(stored[name])
         if bias.dtype == np.int32:
-            grid = grid_tensor(index, graph.activations, tensor)
-            bias = bias * quantized.bias_scale(scales[grid]) if grid else bias
+            grid = layer_grid(index, graph.activations, tensor)
+            bias = bias * quantized.bias_scale(scales[grid])
         biases[node] = bias.astype(np.float32)
     return biases

@@ -30,7 +30,9 @@ def store_codes(
     if bits == 8:
         return [numpy_helper.from_array(codes, name)], [], name
     if bits == 4:
-        packed = TensorProto(name=name, data_type=TensorProto.INT4, dims=codes.shape, raw_data=pack_bits(codes, 4).tobytes())
+        packed = TensorProto(
+            name=name, data_type=TensorProto.INT4, dims=codes.shape, raw_data=pack_bits(codes, 4).tobytes()
+        )
         return [packed], [], name
     padding = -codes.size % CODES_PER_GROUP
     packed_bits = pack_bits(np.pad(codes.reshape(-1), (0, padding)), bits)
@@ -44,7 +46,7 @@ def store_codes(
 def stored_bytes(shape: tuple[int, ...], bits: int, name: str) -> int:
     """Bytes the weight adds to the file, protobuf framing included."""
     initializers, nodes, _ = store_codes(np.zeros(shape, np.int8), bits, name)
-    return sum(framed_bytes(message) for message in (*initializers, *nodes))
+    return sum(map(framed_bytes, initializers)) + sum(map(framed_bytes, nodes))
 
 
 def framed_bytes(message: onnx.TensorProto | onnx.NodeProto | onnx.FunctionProto) -> int:
@@ -74,7 +76,9 @@ def unpack_function(bits: int) -> onnx.FunctionProto:
 
     def from_attribute(name: str, attribute: str) -> onnx.NodeProto:
         node = helper.make_node("Constant", [], [name])
-        node.attribute.append(onnx.AttributeProto(name="value_ints", ref_attr_name=attribute, type=onnx.AttributeProto.INTS))
+        node.attribute.append(
+            onnx.AttributeProto(name="value_ints", ref_attr_name=attribute, type=onnx.AttributeProto.INTS)
+        )
         return node
 
     nodes = [

@@ -1,8 +1,8 @@
 """Metrics that look at no data: what any clever metric has to beat.
 
-    mse     loss_i(b) = ||Q_b(w_i) - w_i||^2
-    size    loss_i(b) = 4^-b                       every layer alike, so that only its bytes decide
-    random  loss_i(b) = u_i 4^-b,  u_i uniform in (0, 1]
+mse     loss_i(b) = ||Q_b(w_i) - w_i||^2
+size    loss_i(b) = 4^-b                       every layer alike, so that only its bytes decide
+random  loss_i(b) = u_i 4^-b,  u_i uniform in (0, 1]
 """
 
 from __future__ import annotations

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.weight_scale import quantize_weight
 from ompq_deploy.numerics import along_axis
-
+from ompq_deploy.weight_scale import quantize_weight
 
 SCALE_STEPS = 5
 """Coarser than for the weights that ship: a sensitivity needs the error to a few percent only."""
@@ -28,7 +27,9 @@ def squared_errors(weights: Mapping[str, NDArray], layers: Sequence[Layer], bits
     return table
 
 
-def relative_errors(weights: Mapping[str, NDArray], layers: Sequence[Layer], bits: Sequence[int]) -> NDArray[np.float64]:
+def relative_errors(
+    weights: Mapping[str, NDArray], layers: Sequence[Layer], bits: Sequence[int]
+) -> NDArray[np.float64]:
     """e(b) for every layer and width, float64 (L, B); 0 for a layer whose weights are all zero."""
     energy = np.array([np.square(weights[layer.name], dtype=np.float64).sum() for layer in layers])
     errors = squared_errors(weights, layers, bits)

@@ -9,7 +9,7 @@ import numpy as np
 from ompq_deploy.artifacts import BitPlan, Capture, Float32, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.numerics import along_axis
-from ompq_deploy.placement import grid_tensor
+from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize.activations import activation_scales
 from ompq_deploy.quantize.bias_correction import mean_output_error
 from ompq_deploy.weight_scale import quantize_weight
@@ -68,8 +68,8 @@ def _corrected(
 ) -> dict[str, Float32]:
     corrected = dict(biases)
     for name, tensor in zip(layer.nodes, layer.inputs, strict=True):
-        root = grid_tensor(index, graph.activations, tensor)
-        means = capture.means.get(root) if root is not None else None
+        root = layer_grid(index, graph.activations, tensor)
+        means = capture.means.get(root)
         if means is None or means.size != _input_channels(layer):
             continue  # the layer reads a rearranged tensor, whose channel means were not captured
         strides = tuple(attributes(index.nodes[name]).get("strides", ()))

@@ -33,7 +33,9 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     """The layer table, the summary, and what was skipped or failed."""
     parts: list[RenderableType] = [_layer_table(document), _summary_table(document)]
     parts += [f"[yellow]skipped {name}:[/] {escape(reason)}" for name, reason in document["skipped"].items()]
-    parts += [f"[red]failed:[/] {escape(failure['what'])} ({escape(failure['where'])})" for failure in document["failures"]]
+    parts += [
+        f"[red]failed:[/] {escape(failure['what'])} ({escape(failure['where'])})" for failure in document["failures"]
+    ]
     return Group(*parts)
 
 
@@ -62,7 +64,9 @@ def _summary_table(document: Mapping[str, Any]) -> Table:
         if name == "integer" and document["verify"] is None:
             continue
         score = scores.get(name, {})
-        figures = [_figure(score.get(key), digits) for key, digits in (("top1", 2), ("top5", 2), ("agreement", 2), ("kl", 4))]
+        figures = [
+            _figure(score.get(key), digits) for key, digits in (("top1", 2), ("top5", 2), ("agreement", 2), ("kl", 4))
+        ]
         table.add_row(title, format_bytes(sizes[name]) if sizes.get(name) else "", *figures)
     if document["engine"]:
         engine = document["engine"]
