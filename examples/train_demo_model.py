@@ -129,13 +129,16 @@ def train(args: argparse.Namespace) -> nn.Module:
     targets = torch.from_numpy(labels)
     tests = [(path.stem, *read_npz(path)) for path in args.test]
 
-    model = DemoNet().to(memory_format=torch.channels_last)
+    model = DemoNet()
+    if args.init:
+        model.load_state_dict(torch.load(args.init, weights_only=True))
+    model.to(memory_format=torch.channels_last)
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = len(targets) // args.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.epochs, pct_start=args.warmup)
     for epoch in range(args.epochs):
         model.train()
         started, total = time.time(), 0.0
@@ -171,6 +174,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--warmup", type=float, default=0.2, help="share of the steps over which the rate rises")
+    parser.add_argument("--init", type=Path, help="checkpoint to go on from (a .pt this script wrote)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model = train(args).eval().to(memory_format=torch.contiguous_format)

@@ -24,6 +24,10 @@ from ompq_deploy.placement import place_activations
 
 OPSET = 21
 IR_VERSION = 10
+QUANTIZED_OPS = frozenset(
+    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+     "MatMulInteger")
+)  # fmt: skip
 
 
 def prepare(path: Path | str) -> PreparedGraph:
@@ -33,6 +37,7 @@ def prepare(path: Path | str) -> PreparedGraph:
     """
     path = Path(path)
     original = load_model(path)
+    _refuse_quantized(original, path)
     _refuse_bad_weights(original, path)
     model = canonicalize(original, path)
     index = GraphIndex(model)
@@ -41,7 +46,7 @@ def prepare(path: Path | str) -> PreparedGraph:
         raise BadInput(
             "the model has no layer to quantize",
             where=str(path),
-            fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are constants",
+            fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are float32 constants",
         )
     return PreparedGraph(
         model=model,
@@ -81,9 +86,9 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """A new model, opset 21, with constants, BatchNorm, Pad and Identity folded and every node named."""
+    """A new model, opset 21 or its own if later, with constants, BatchNorm, Pad and Identity folded, nodes named."""
     try:
-        upgraded = onnx.version_converter.convert_version(model, OPSET)
+        upgraded = onnx.version_converter.convert_version(model, OPSET) if opset_of(model) < OPSET else model
     except (RuntimeError, onnx.version_converter.ConvertError) as e:
         raise BadInput(
             f"the model cannot be brought to opset {OPSET}: {e}",
@@ -108,9 +113,14 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     name_nodes(graph, origins)
     graph.graph.metadata_props.clear()
     result = ir.to_proto(graph)
-    result.ir_version = IR_VERSION
+    result.ir_version = max(IR_VERSION, model.ir_version)
     del result.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(result, data_prop=True)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operator set a model imports."""
+    return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
 
 
 def sha256_of(path: Path) -> str:
@@ -131,6 +141,16 @@ def _quiet_deduplication(graph: ir.Model) -> None:
         ir_passes.DeduplicateInitializersPass(size_limit=1 << 30)(graph)
     finally:
         logger.setLevel(level)
+
+
+def _refuse_quantized(model: onnx.ModelProto, path: Path) -> None:
+    for node in model.graph.node:
+        if node.op_type in QUANTIZED_OPS:
+            raise BadInput(
+                f"the model is quantized already: node {node.name or node.output[0]!r} is a {node.op_type}",
+                where=str(path),
+                fix="give the float model it was made from",
+            )
 
 
 def _refuse_bad_weights(model: onnx.ModelProto, path: Path) -> None:

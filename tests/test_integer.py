@@ -52,6 +52,9 @@ def assert_equal_to_reference(program: IntegerProgram, feeds: dict[str, np.ndarr
     model = integer_model(program)
     onnx.checker.check_model(model, full_check=True)
     assert float_tensors_inside(model) == ()
+    assert {tensor.name for tensor in model.graph.initializer} <= {
+        name for node in model.graph.node for name in node.input
+    }
     reference = run_program(program, feeds)
     kinds = {stored(name): TensorProto.UINT8 for name in reference.integers}
     kinds |= {accumulator(name): TensorProto.INT32 for name in reference.accumulators}
@@ -110,6 +113,11 @@ def padding(mode: str) -> Callable[[GraphBuilder], str]:
         )
 
     return build
+
+
+def padded_with_zero(g: GraphBuilder) -> str:
+    pads = settings(g, "pads", 0, 0, 1, 2, 0, 0, 0, 1)
+    return g.node("Pad", [g.conv("x", "first", 4, 6), pads, g.constant(np.float32(0), "zero")], "tested")
 
 
 def sliced(g: GraphBuilder) -> str:
@@ -177,9 +185,8 @@ def reshaped(g: GraphBuilder) -> str:
 def dynamically_reshaped(g: GraphBuilder) -> str:
     first = g.conv("x", "first", 4, 6)
     count = g.node("Gather", [g.node("Shape", [first], "shape"), settings(g, "zero", 0)], "count", axis=0)
-    target = g.node("Concat", [count, settings(g, "rest", 3, 2, 81)], "target", axis=0)
-    flat = g.node("Reshape", [first, target], "flat")
-    return g.node("Reshape", [flat, settings(g, "back", -1, 6, 9, 9)], "tested")
+    target = g.node("Concat", [count, settings(g, "rest", 3, 162)], "target", axis=0)
+    return g.node("Reshape", [first, target], "tested")
 
 
 def shared_weight(g: GraphBuilder) -> str:
@@ -205,7 +212,8 @@ CASES: dict[str, Callable[[GraphBuilder], str]] = {
     "average_pool_ceil_with_pads": average_pool(
         kernel_shape=[3, 3], strides=[2, 3], pads=[1, 1, 0, 0], ceil_mode=1, count_include_pad=1
     ),
-    "average_pool_same": average_pool(kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
+    "average_pool_same_upper": average_pool(kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
+    "average_pool_same_lower": average_pool(kernel_shape=[2, 4], auto_pad="SAME_LOWER"),
     "average_pool_dilated": average_pool(kernel_shape=[2, 2], dilations=[2, 3]),
     "max_pool": max_pool(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "max_pool_ceil": max_pool(kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
@@ -216,6 +224,7 @@ CASES: dict[str, Callable[[GraphBuilder], str]] = {
     "pad": padding("constant"),
     "pad_reflect": padding("reflect"),
     "pad_edge": padding("edge"),
+    "pad_with_zero": padded_with_zero,
     "slice": sliced,
     "concat": concatenated,
     "relu_on_integers": concatenated_relu,
@@ -388,6 +397,12 @@ def test_dead_channels_keep_the_accumulator_in_32_bits(residual_model: Path) -> 
     )
     program = lower(dataclasses.replace(quantized, layers=layers))
     assert_equal_to_reference(program, inputs(quantized.graph, SAMPLES))
+    for operation in program.operations:
+        if isinstance(operation, IntegerConv):
+            own = next(q for q in layers if operation.name in q.layer.nodes).biases[operation.name]
+            sums = 128 * np.abs(operation.weights.astype(np.int64)).reshape(len(operation.bias), -1).sum(axis=1)
+            assert (np.sign(operation.bias) == np.sign(own)).all()
+            assert (np.abs(operation.bias.astype(np.int64)) + sums < 2**31).all()
 
 
 def test_too_long_sums_are_refused(tmp_path: Path) -> None:

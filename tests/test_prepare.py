@@ -172,3 +172,22 @@ def test_an_empty_graph(tmp_path: Path) -> None:
 def test_a_missing_file() -> None:
     with pytest.raises(BadInput, match="no such model file"):
         prepare("nowhere.onnx")
+
+
+def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    scale, zero = g.constant(np.float32(0.1), "s"), g.constant(np.int8(0), "z")
+    x = g.node("DequantizeLinear", [g.node("QuantizeLinear", ["x", scale, zero], "q"), scale, zero], "dq")
+    path = models.save(g.model(["N", 3, 8, 8], g.conv(x, "conv", 3, 4), ["N", 4, 8, 8]), tmp_path / "m.onnx")
+    with pytest.raises(BadInput, match="quantized already: node 'q'"):
+        prepare(path)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18, 21, 22, 23])
+def test_any_opset(opset: int, tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    y = g.gemm(g.node("Flatten", [g.node("Relu", [g.conv("x", "conv", 3, 4)], "relu")], "flat"), "fc", 4 * 64, 5)
+    path = models.save(g.model(["N", 3, 8, 8], y, ["N", 5], opset=opset), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert graph.model.opset_import[0].version == max(opset, 21)
+    assert_equivalent(path, graph)

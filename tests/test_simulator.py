@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,9 +16,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.errors import BadInput
+from ompq_deploy.export.integer.geometry import element_counts, explicit_pads, pad_widths, taps, window_of
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerConv, Window
 from ompq_deploy.export.integer.rescale import requantize as choose_requantize
+from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.simulator import _convolve as convolve
 from ompq_deploy.simulator import quantize_input, requantize, run_program
 from tests.quantized import inputs, quantize_graph
@@ -109,6 +112,23 @@ def run_node(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> np.ndarray:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": values["x"].astype(np.float32)})[0]
+
+
+def test_averages_count_what_onnxruntime_counts() -> None:
+    """Sum and count over every window equal AveragePool, in ceil mode, with and without counting the padding."""
+    random = np.random.default_rng(3)
+    choices = itertools.product((5, 6, 9), (2, 3), (1, 2, 3), (0, 1), (0, 1), (0, 1))
+    for size, kernel, stride, begin, end, counted in choices:
+        settings = {"kernel_shape": [kernel], "strides": [stride], "pads": [begin, end]}
+        node = helper.make_node("AveragePool", ["x"], ["y"], ceil_mode=1, count_include_pad=counted, **settings)
+        x = random.integers(-128, 128, (1, 1, size)).astype(np.float32)
+        graph = helper.make_graph([node], "one", [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)], [])
+        index = GraphIndex(helper.make_model(graph))
+        window = window_of(index, node, [kernel])
+        pads = explicit_pads(index, node, [kernel]) if counted else (0, 0)
+        total = np.sum([view for _, view in taps(np.pad(x, pad_widths(window, 3)), window)], axis=0)
+        found = total / element_counts(window, [size], pads)
+        np.testing.assert_allclose(found, run_node(node, {"x": x}), rtol=1e-5, atol=1e-4)
 
 
 def test_given_integers_replace_what_operations_read(residual_model: Path) -> None:

@@ -121,6 +121,19 @@ def test_a_defect_in_program_and_model_alike_shows_against_the_qdq_model(quantiz
     assert worst == {"main1_relu_out"}
 
 
+def test_few_differences_of_many_steps_fail_too(quantized: QuantizedGraph) -> None:
+    program = lower(quantized)
+    layer = next(op for op in program.operations if op.output == "main1_relu_out")
+    assert isinstance(layer, IntegerConv)
+    bias = layer.bias.copy()
+    bias[3] += np.abs(layer.bias).max()
+    wrong = with_layer_changed(program, "main1_relu_out", bias=bias)
+    verdict = verify(wrong, integer_model(wrong), qdq_model(quantized), samples_of(quantized))
+    assert min(layer.exact_fraction for layer in verdict.layers) > 0.9
+    assert max(layer.max_lsb for layer in verdict.layers) > 1
+    assert not verdict.passed
+
+
 def test_many_differences_of_one_step_fail_too(quantized: QuantizedGraph) -> None:
     """Half a step too much everywhere stays within one step, but is not rounding."""
     program = lower(quantized)

@@ -61,12 +61,10 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
         writer.nodes, "ompq", graph.model.graph.input, graph.model.graph.output, [*kept, *writer.initializers]
     )
     widths = sorted({layer.bits for layer in quantized.layers if storage.needs_function(layer.bits)})
-    opsets = [helper.make_opsetid("", storage.OPSET)]
-    opsets += [helper.make_opsetid(storage.FUNCTION_DOMAIN, 1)] if widths else []
-    foreign = [opset for opset in graph.model.opset_import if opset.domain]
+    functions = [helper.make_opsetid(storage.FUNCTION_DOMAIN, 1)] if widths else []
     return helper.make_model(
         result,
-        opset_imports=[*opsets, *foreign],
+        opset_imports=[*graph.model.opset_import, *functions],
         functions=[storage.unpack_function(bits) for bits in widths],
         producer_name=PRODUCER,
         ir_version=graph.model.ir_version,
