@@ -22,6 +22,7 @@ from ompq_deploy.artifacts import LayerVerdict, Samples, Verdict
 from ompq_deploy.export.integer.check import float_tensors_inside
 from ompq_deploy.export.integer.emit import STORED_ZERO, accumulator, stored
 from ompq_deploy.export.integer.program import Int8, IntegerProgram
+from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.simulator import ProgramRun, run_program
 
 MAX_LAYER_STEPS = 1
@@ -67,7 +68,8 @@ def verify(
     """
     grids = program.graph.activations
     integer_session = _session(integer_model, _integer_outputs(program))
-    qdq_session = _session(qdq_model, {stored(name): TensorProto.UINT8 for name in grids})
+    names = QdqNames(program.graph)
+    qdq_session = _session(qdq_model, {names.quantized(name): TensorProto.UINT8 for name in grids})
     forced = {name: _Tally() for name in grids}
     free = _Tally()
     outputs: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {name: [] for name in program.graph.output_names}
@@ -77,7 +79,7 @@ def verify(
         integer, qdq = _run(integer_session, feed), _run(qdq_session, feed)
         reference = run_program(program, feed)
         matches = matches and _matches(reference, integer)
-        theirs = {name: _from_storage(qdq[stored(name)]) for name in grids}
+        theirs = {name: _from_storage(qdq[names.quantized(name)]) for name in grids}
         layerwise = run_program(program, feed, given=theirs)
         for name in grids:
             forced[name].add(layerwise.integers[name], theirs[name])

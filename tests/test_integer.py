@@ -252,7 +252,7 @@ def with_classifier(build: Callable[[GraphBuilder], str], batch: Size) -> onnx.M
     tested = build(g)
     opset = 17 if any(node.op_type == "ReduceMean" for node in g.nodes) else 21
     flat = g.node("Flatten", [tested], "flatten")
-    probe = onnx.shape_inference.infer_shapes(g.model([1, 4, 9, 9], flat, [1, None], opset=opset))
+    probe = onnx.shape_inference.infer_shapes(g.model([1, 4, 9, 9], flat, [1, None], opset=opset), data_prop=True)
     width = next(v for v in probe.graph.value_info if v.name == flat).type.tensor_type.shape.dim[1].dim_value
     return g.model([batch, 4, 9, 9], g.gemm(flat, "classifier", width, 5), [batch, 5], opset=opset)
 

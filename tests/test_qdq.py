@@ -14,6 +14,7 @@ from onnx import TensorProto
 from ompq_deploy.artifacts import BitPlan, Budget, PlannedLayer, SolverRecord
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.sizes import size_table
 from tests import models
@@ -71,8 +72,9 @@ def test_mixed_plans_from_all_widths_never_exceed_the_size_table(residual_model:
 def test_int4_weights_are_int4_and_packed(residual_model: Path) -> None:
     quantized = quantize_graph(residual_model, 4)
     stored = {t.name: t for t in qdq_model(quantized).graph.initializer}
+    names = QdqNames(quantized.graph)
     for layer in quantized.layers:
-        tensor = stored[layer.layer.weight]
+        tensor = stored[names.tensor(layer.layer.weight)]
         assert tensor.data_type == TensorProto.INT4
         assert len(tensor.raw_data) == (layer.layer.numel + 1) // 2
 

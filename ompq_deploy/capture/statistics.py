@@ -31,9 +31,12 @@ def read_grams(graph: PreparedGraph, found: Results) -> dict[str, Float64]:
 
 def read_ranges(graph: PreparedGraph, found: Results) -> dict[str, tuple[float, float]]:
     """(min, max) per activation, from the outputs of an instrumented graph."""
-    return {name: (float(found[tap("min", name)]), float(found[tap("max", name)])) for name in graph.activations}
+    return {
+        name: (float(found[tap("min", name)].min()), float(found[tap("max", name)].max())) for name in graph.activations
+    }
 
 
 def read_means(graph: PreparedGraph, found: Results) -> dict[str, Float64]:
-    """Channel means per activation, from the outputs of an instrumented graph."""
-    return {name: found[tap("mean", name)].astype(np.float64) for name in graph.activations}
+    """Channel means per activation, from outputs (N, C), (N, C, 1, 1) or (1, C) of an instrumented graph."""
+    rows = {name: found[tap("mean", name)] for name in graph.activations}
+    return {name: row.reshape(row.shape[:2]).mean(axis=0, dtype=np.float64) for name, row in rows.items()}

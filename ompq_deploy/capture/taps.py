@@ -1,10 +1,10 @@
 """Reductions of one tensor, as ONNX nodes to put right behind the node that makes it.
 
     Gram      X as (N, G, K/G);  sum over g of X_g X_g^T         -> (N, N)
-    mean      over W, then H, then N: short float32 sums         -> (C,)
-    range     over H and W, then over the rest                   -> scalars
+    mean      over W, then H: short float32 sums                 -> (N, C)
+    range     over H and W of images, else over all              -> (N, C) or scalars
 
-G chunks give the threads work and shorten the float32 sums. `FusedMatMul` with `transBatchA` reads X_g in place.
+NumPy does the rest in float64 (`statistics.py`), which saves a hundred nodes. G chunks give the threads work and shorten the float32 sums. `FusedMatMul` with `transBatchA` reads X_g in place.
 
 A tensor behind Relu or Clip cannot leave the bounds, and where two samples reach a bound, it is the exact extreme
 of all samples: `probed_range` reads no others.
@@ -79,19 +79,14 @@ class Taps:
     def mean(self, view: View) -> None:
         if view.channels is not None:
             rows = self._node("Reshape", [view.source, self._ints(-1, view.channels)], "tokens", view)
-            axes = self._ints(0)
+            self._result("ReduceMean", [rows, self._ints(0)], "mean", view, keepdims=1)
         elif view.blocked:
             width = {"kernel_shape": [1, view.shape[3]], "domain": BLOCKED_DOMAIN}
-            lines = self._node("AveragePool", [view.source], "lines", view, **width)
-            rows = self._node("GlobalAveragePool", [lines], "pooled", view, domain=BLOCKED_DOMAIN)
-            axes = self._ints(0, 2, 3)
-        elif view.spatial:
-            rows = self._node("ReduceMean", [view.source, self._ints(2, 3)], "pooled", view, keepdims=0)
-            axes = self._ints(0)
+            rows = self._node("AveragePool", [view.source], "lines", view, **width)
+            self._result("GlobalAveragePool", [rows], "mean", view, domain=BLOCKED_DOMAIN)
         else:
             rows = self._node("Reshape", [view.source, self._ints(0, 0, -1)], "pixels", view)
-            axes = self._ints(0, 2)
-        self._result("ReduceMean", [rows, axes], "mean", view, keepdims=0)
+            self._result("ReduceMean", [rows, self._ints(2)], "mean", view, keepdims=0)
 
     def range(self, view: View) -> None:
         for kind in EXTREMES:
@@ -108,9 +103,8 @@ class Taps:
         self._result("Shape", [view.source], "shape", view, dtype=TensorProto.INT64)
 
     def _extreme(self, view: View, kind: str, rows: str) -> None:
-        if view.spatial:
-            rows = self._node(EXTREMES[kind], [rows, self._ints(2, 3)], f"{kind}_rows", view, keepdims=0)
-        self._result(EXTREMES[kind], [rows], kind, view, keepdims=0)
+        axes = [self._ints(2, 3)] if view.spatial else []
+        self._result(EXTREMES[kind], [rows, *axes], kind, view, keepdims=0)
 
     def _result(
         self, op: str, inputs: list[str], kind: str, view: View, dtype: int = TensorProto.FLOAT, **attributes: Any

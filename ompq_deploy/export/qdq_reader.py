@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ompq_deploy.artifacts import BitPlan, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.errors import BadInput
+from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.export.storage import needs_function
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import unpack_bits
@@ -26,40 +29,30 @@ def read_qdq(model: onnx.ModelProto, graph: PreparedGraph, plan: BitPlan) -> Qua
             )
         return numpy_helper.to_array(stored[name])
 
-    index = GraphIndex(graph.model)
-    scales = {name: float(value(f"{name}_scale")) for name in graph.activations}
+    index, names = GraphIndex(graph.model), QdqNames(graph)
+    scales = {name: float(value(names.scale(name))) for name in graph.activations}
     bits = plan.bits()
     layers = []
     for layer in graph.layers:
         width = bits[layer.name]
-        raw = value(layer.weight)
+        raw = value(names.tensor(layer.weight))
         codes = unpack_bits(raw, width, layer.numel) if needs_function(width) else raw.astype(np.int8)
-        quantized = QuantizedLayer(
-            layer=layer, bits=width, codes=codes.reshape(layer.shape), scale=value(f"{layer.weight}_scale"), biases={}
+        unbiased = QuantizedLayer(
+            layer=layer,
+            bits=width,
+            codes=codes.reshape(layer.shape),
+            scale=value(names.scale(layer.weight)),
+            biases={},
         )
-        biases = _biases(index, graph, layer, quantized, stored, scales)
-        layers.append(
-            QuantizedLayer(layer=layer, bits=width, codes=quantized.codes, scale=quantized.scale, biases=biases)
-        )
+        biases = {}
+        for node, tensor in zip(layer.nodes, layer.inputs, strict=True):
+            if names.bias(node) in stored:
+                grid = layer_grid(index, graph.activations, tensor)
+                biases[node] = _real_bias(value(names.bias(node)), unbiased.bias_scale(scales[grid]))
+        layers.append(replace(unbiased, biases=biases))
     return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=scales)
 
 
-def _biases(
-    index: GraphIndex,
-    graph: PreparedGraph,
-    layer: Layer,
-    quantized: QuantizedLayer,
-    stored: dict[str, onnx.TensorProto],
-    scales: dict[str, float],
-) -> dict[str, NDArray[np.float32]]:
-    biases = {}
-    for node, tensor in zip(layer.nodes, layer.inputs, strict=True):
-        name = f"{node}_bias"
-        if name not in stored:
-            continue
-        bias = numpy_helper.to_array(stored[name])
-        if bias.dtype == np.int32:
-            grid = layer_grid(index, graph.activations, tensor)
-            bias = bias * quantized.bias_scale(scales[grid])
-        biases[node] = bias.astype(np.float32)
-    return biases
+def _real_bias(stored: NDArray, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A bias as float32: int32 codes times their scale, or what the Add behind a MatMul holds."""
+    return (stored * scale).astype(np.float32) if stored.dtype == np.int32 else stored

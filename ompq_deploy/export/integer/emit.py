@@ -1,4 +1,4 @@
-"""Write an integer program as ONNX: opset 21, runs in onnxruntime on the CPU.
+"""Write an integer program as ONNX, in the prepared graph's opset (21 or later); onnxruntime runs it on the CPU.
 
 An int8 tensor T is stored as uint8 `T_quantized` = q + 128 with zero-point 128, for which onnxruntime has faster
 kernels and which padding fills with 128, the integer 0. With acc the int32 tensor `T_accumulator`,
@@ -36,7 +36,6 @@ from ompq_deploy.export.integer.program import (
     Window,
 )
 
-OPSET = 21
 STORED_ZERO = 128
 ZERO_POINT = "stored_zero"
 
@@ -60,10 +59,9 @@ def integer_model(program: IntegerProgram) -> onnx.ModelProto:
         original.output,
         [*writer.initializers, *(tensor for tensor in original.initializer if tensor.name in used)],
     )
-    domains = {opset.domain: opset.version for opset in program.graph.model.opset_import} | {"": OPSET}
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains.items()],
+        opset_imports=list(program.graph.model.opset_import),
         producer_name="ompq-deploy",
         ir_version=program.graph.model.ir_version,
     )

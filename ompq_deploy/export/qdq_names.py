@@ -1,0 +1,46 @@
+"""Short names for the Q/DQ file, where every byte counts against the budget.
+
+Exporters write tensor names such as `/layer1/layer1.0/conv1/Conv_output_0`, and a Q/DQ model repeats each about ten
+times. Here they become `t12`, weights `w3`, other constants `c5`, biases `b3`, numbered by their place in the prepared
+graph. Graph inputs and outputs and the nodes of layers keep the names people know.
+"""
+
+from __future__ import annotations
+
+from ompq_deploy.artifacts import PreparedGraph
+
+
+class QdqNames:
+    """Maps the tensors of a prepared graph to the names its Q/DQ model gives them."""
+
+    def __init__(self, graph: PreparedGraph) -> None:
+        kept = {*graph.input_names, *graph.output_names}
+        made = [name for node in graph.model.graph.node for name in node.output if name]
+        weights = [layer.weight for layer in graph.layers]
+        constants = [tensor.name for tensor in graph.model.graph.initializer]
+        self._tensors = {name: f"t{i}" for i, name in enumerate(made)}
+        self._tensors |= {name: f"c{i}" for i, name in enumerate(constants)}
+        self._tensors |= {name: f"w{i}" for i, name in enumerate(weights)}
+        self._tensors |= {name: name for name in kept}
+        nodes = [node for layer in graph.layers for node in layer.nodes]
+        self._biases = {node: f"b{i}" for i, node in enumerate(nodes)}
+
+    def tensor(self, name: str) -> str:
+        """A tensor of the prepared graph; "" stays the mark of an absent input."""
+        return self._tensors[name] if name else ""
+
+    def quantized(self, name: str) -> str:
+        """The integers of an activation."""
+        return f"{self.tensor(name)}_q"
+
+    def dequantized(self, name: str) -> str:
+        """The real values of an activation's or a weight's integers."""
+        return f"{self.tensor(name)}_d"
+
+    def scale(self, name: str) -> str:
+        """The scale of an activation or a weight."""
+        return f"{self.tensor(name)}_s"
+
+    def bias(self, node: str) -> str:
+        """The bias of one node of a layer."""
+        return self._biases[node]
