@@ -19,6 +19,7 @@ from ompq_deploy.export.integer.emit import accumulator, integer_model, stored
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerProgram
 from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import float_biases
@@ -71,9 +72,9 @@ def assert_equal_to_reference(program: IntegerProgram, feeds: dict[str, np.ndarr
 
 def steps_from_qdq(quantized: QuantizedGraph, program: IntegerProgram, feeds: dict[str, np.ndarray]) -> int:
     """Largest difference from the Q/DQ model in steps, every operation fed the Q/DQ model's integers."""
-    names = quantized.graph.activations
-    found = run(expose(qdq_model(quantized), {stored(name): TensorProto.UINT8 for name in names}), feeds)
-    given = {name: (found[stored(name)].astype(np.int16) - 128).astype(np.int8) for name in names}
+    names = {name: QdqNames(quantized.graph).quantized(name) for name in quantized.graph.activations}
+    found = run(expose(qdq_model(quantized), dict.fromkeys(names.values(), TensorProto.UINT8)), feeds)
+    given = {name: (found[integers].astype(np.int16) - 128).astype(np.int8) for name, integers in names.items()}
     ours = run_program(program, feeds, given=given).integers
     return max(int(np.abs(ours[name].astype(int) - given[name]).max()) for name in names)
 
@@ -487,7 +488,7 @@ def test_the_check_finds_planted_floats(residual_model: Path) -> None:
 
 def test_the_check_sees_through_qdq_and_float_models(residual_model: Path) -> None:
     quantized = quantize_graph(residual_model)
-    assert "stem_relu_out_dequantized" in float_tensors_inside(qdq_model(quantized))
+    assert QdqNames(quantized.graph).dequantized("stem_relu_out") in float_tensors_inside(qdq_model(quantized))
     assert "stem_out" in float_tensors_inside(quantized.graph.model)
 
 

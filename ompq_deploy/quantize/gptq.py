@@ -15,9 +15,10 @@ follows in closed form; neither ever increases E:
 Target for inputs X' that already carry quantization error, where Y is the output of the float layer (Li et al.,
 "GPTAQ", 2025; here as ridge regression towards W):
 
-    W' = W + (Y - W X') X'^T (X' X'^T + damping)^-1
+    W' = W + (Y - W X') X'^T (X' X'^T / p + damping)^-1 / p
 
-Arrays carry a leading axis of groups: W (G, R, K), H (G, K, K), s (G, R); depthwise has R = 1, dense G = 1.
+Arrays have a leading axis of groups (dense: G = 1; depthwise: R = 1) and hold a column of W as a row, since columns
+are what the loops run over: `weight` and `codes` (G, K, R), `hessian` (G, K, K), `scale` (G, R).
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ompq_deploy.artifacts import Float64
+from ompq_deploy.artifacts import Float32, Float64
 from ompq_deploy.numerics import signed_range
 from ompq_deploy.weight_scale import SHRINKAGE, best_scale
 
 BLOCK = 128
 """Columns rounded between two matrix products."""
 RATIOS = 6
-"""Scales tried per row, from `SHRINKAGE` to 1 times the error-minimizing one, and one above."""
-SWEEPS = 4
+"""Scales tried per row below the error-minimizing one; one above it is tried too."""
+SEARCHED_COLUMNS = 640
+"""With more columns than this the search gains less than 1 % of E and is left out."""
+SWEEPS = 3
 """Rounds of coordinate descent and rescaling."""
 
 
@@ -44,107 +47,97 @@ def damped(hessian: Float64, fraction: float) -> Float64:
 
 
 def least_squares_target(weight: Float64, cross: Float64, hessian: Float64, fraction: float) -> Float64:
-    """W' for `cross` = Y X'^T / p (G, R, K) and `hessian` = X' X'^T / p, undamped."""
-    owed = cross - weight @ hessian
-    return weight + np.linalg.solve(damped(hessian, fraction), owed.swapaxes(1, 2)).swapaxes(1, 2)
+    """W' for `cross` = X' Y^T / p (G, K, R) and `hessian` = X' X'^T / p, undamped."""
+    return weight + np.linalg.solve(damped(hessian, fraction), cross - hessian @ weight)
 
 
-def output_error(weight: Float64, codes: Float64, scale: Float64, hessian: Float64) -> Float64:
-    """E(Q) of every row, (G, R)."""
-    error = weight - codes * scale[..., None]
-    return np.einsum("grk,grk->gr", error @ hessian, error)
+def output_error(weight: NDArray, codes: NDArray, scale: NDArray, hessian: NDArray) -> NDArray:
+    """E(Q) of every row of W, (G, R)."""
+    error = weight - codes * scale[:, None, :]
+    return np.einsum("gkr,gkr->gr", hessian @ error, error)
 
 
-def second_order_codes(weight: Float64, hessian: Float64, bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes int8 (G, R, K) and positive scales float32 (G, R) of small E(Q), for a positive definite `hessian`.
+def second_order_codes(weight: Float64, hessian: Float64, bits: int) -> tuple[NDArray[np.int8], Float32]:
+    """Codes int8 (G, K, R) and positive scales float32 (G, R) of small E(Q), for a positive definite `hessian`.
 
     Each row takes the best of a few scales, tried with error feedback; then descent and rescaling in turn.
     """
-    order, back = _by_diagonal(hessian)
-    w = np.take_along_axis(weight, order[:, None, :], axis=2)
-    h = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], axis=1), order[:, None, :], axis=2)
-    codes, scale = _best_feedback(w, h, bits)
+    order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
+    w = np.take_along_axis(weight, order[:, :, None], axis=1).astype(np.float32)
+    ordered = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], axis=1), order[:, None, :], axis=2)
+    h = ordered.astype(np.float32)
+    codes, scale = _best_feedback(w, h, unit_upper(ordered).astype(np.float32), bits)
     for _ in range(SWEEPS):
         codes = descend(w, h, scale, codes, bits)
         scale = refit(w, h, scale, codes)
-    scale = scale.astype(np.float32).astype(np.float64)
     codes = descend(w, h, scale, codes, bits)
-    return np.take_along_axis(codes, back[:, None, :], axis=2).astype(np.int8), scale.astype(np.float32)
+    back = np.argsort(order, axis=1)
+    return np.take_along_axis(codes, back[:, :, None], axis=1).astype(np.int8), scale
 
 
-def feedback_codes(weight: Float64, hessian: Float64, scale: Float64, bits: int) -> Float64:
-    """Codes after one pass of error feedback, in the order of the columns."""
-    return _feedback(weight, _unit_upper(hessian), scale, bits)
-
-
-def descend(weight: Float64, hessian: Float64, scale: Float64, codes: Float64, bits: int) -> Float64:
-    """One sweep of coordinate descent over all columns; E(Q) does not grow."""
+def feedback(weight: NDArray, unit: NDArray, scale: NDArray, bits: int) -> NDArray:
+    """Codes after one pass of error feedback with U = `unit` (G, K, K), in the order of the columns."""
     low, high = signed_range(bits)
-    s = scale[..., None]
-    codes = codes.copy()
-    error = weight - codes * s
-    diagonal = np.einsum("gkk->gk", hessian)
-    for start in range(0, weight.shape[2], BLOCK):
+    codes, error = np.empty_like(weight), np.zeros_like(weight)
+    for start in range(0, weight.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
-        h = hessian[:, block, block]
-        pull = error @ hessian[:, :, block]
-        for j in range(h.shape[1]):
+        u = unit[:, block, block]
+        wanted = weight[:, block] + unit[:, :start, block].swapaxes(1, 2) @ error[:, :start]
+        for j in range(u.shape[1]):
             column = start + j
-            wanted = codes[..., column] + pull[..., j] / (diagonal[:, None, column] * scale)
-            new = np.clip(np.rint(wanted), low, high)
-            change = (codes[..., column] - new) * scale
-            codes[..., column] = new
-            error[..., column] += change
-            pull += change[..., None] * h[:, None, j, :]
+            codes[:, column] = np.clip(np.rint(wanted[:, j] / scale), low, high)
+            error[:, column] = weight[:, column] - codes[:, column] * scale
+            wanted[:, j + 1 :] += u[:, j, j + 1 :, None] * error[:, column, None, :]
     return codes
 
 
-def refit(weight: Float64, hessian: Float64, scale: Float64, codes: Float64) -> Float64:
+def descend(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray, bits: int) -> NDArray:
+    """The codes after one sweep of coordinate descent over all columns; E(Q) does not grow."""
+    low, high = signed_range(bits)
+    codes = codes.copy()
+    error = weight - codes * scale[:, None, :]
+    step = scale[:, None, :] * np.einsum("gkk->gk", hessian)[:, :, None]
+    for start in range(0, weight.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        h = hessian[:, block, block]
+        pull = hessian[:, block] @ error
+        for j in range(h.shape[1]):
+            column = start + j
+            new = np.clip(np.rint(codes[:, column] + pull[:, j] / step[:, column]), low, high)
+            change = (codes[:, column] - new) * scale
+            codes[:, column] = new
+            error[:, column] += change
+            pull[:, j + 1 :] += h[:, j, j + 1 :, None] * change[:, None, :]
+    return codes
+
+
+def refit(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray) -> NDArray:
     """The scale of least E(Q) for fixed codes; the old one where that would not be positive."""
-    weighted = codes @ hessian
-    energy = np.einsum("grk,grk->gr", weighted, codes)
-    fitted = np.divide(np.einsum("grk,grk->gr", weighted, weight), energy, out=scale.copy(), where=energy > 0)
+    weighted = hessian @ codes
+    energy = np.einsum("gkr,gkr->gr", weighted, codes)
+    fitted = np.divide(np.einsum("gkr,gkr->gr", weighted, weight), energy, out=scale.copy(), where=energy > 0)
     return np.where(fitted > 0, fitted, scale)
 
 
-def _best_feedback(weight: Float64, hessian: Float64, bits: int) -> tuple[Float64, Float64]:
-    groups, rows, columns = weight.shape
-    start = best_scale(weight.reshape(-1, columns).astype(np.float32), bits).reshape(groups, rows).astype(np.float64)
-    unit = _unit_upper(hessian)
-    best = feedback_first = _feedback(weight, unit, start, bits)
-    scale, least = start, output_error(weight, feedback_first, start, hessian)
-    for ratio in (*np.linspace(SHRINKAGE[bits], 1.0, RATIOS, endpoint=False), 1.1):
-        candidate = start * ratio
-        codes = _feedback(weight, unit, candidate, bits)
-        error = output_error(weight, codes, candidate, hessian)
-        better = error < least
-        best = np.where(better[..., None], codes, best)
-        scale, least = np.where(better, candidate, scale), np.where(better, error, least)
-    return best, scale
-
-
-def _feedback(weight: Float64, unit: Float64, scale: Float64, bits: int) -> Float64:
-    low, high = signed_range(bits)
-    codes, error = np.empty_like(weight), np.zeros_like(weight)
-    for start in range(0, weight.shape[2], BLOCK):
-        block = slice(start, start + BLOCK)
-        u = unit[:, block, block]
-        wanted = weight[..., block] + error[..., :start] @ unit[:, :start, block]
-        for j in range(u.shape[1]):
-            column = start + j
-            codes[..., column] = np.clip(np.rint(wanted[..., j] / scale), low, high)
-            error[..., column] = weight[..., column] - codes[..., column] * scale
-            wanted[..., j + 1 :] += error[..., column, None] * u[:, None, j, j + 1 :]
-    return codes
-
-
-def _unit_upper(hessian: Float64) -> Float64:
+def unit_upper(hessian: Float64) -> Float64:
     """U of H = U D U^T: the Cholesky factor of H with rows and columns reversed, reversed back and normalized."""
     upper = np.linalg.cholesky(hessian[:, ::-1, ::-1])[:, ::-1, ::-1]
     return upper / np.einsum("gkk->gk", upper)[:, None, :]
 
 
-def _by_diagonal(hessian: Float64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The order of columns in which those that matter most are rounded first, and its inverse, each (G, K)."""
-    order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
-    return order, np.argsort(order, axis=1)
+def _best_feedback(weight: Float32, hessian: Float32, unit: Float32, bits: int) -> tuple[Float32, Float32]:
+    """The codes and scales of least E(Q) among the scales tried, row by row."""
+    groups, columns, rows = weight.shape
+    start = best_scale(weight.swapaxes(1, 2).reshape(-1, columns), bits).reshape(groups, rows)
+    ratios = [1.0]
+    if columns <= SEARCHED_COLUMNS:
+        ratios += [*np.linspace(SHRINKAGE[bits], 1.0, RATIOS, endpoint=False), 1.1]
+    best, scale, least = np.zeros_like(weight), start, np.full((groups, rows), np.inf, np.float32)
+    for ratio in ratios:
+        candidate = start * np.float32(ratio)
+        codes = feedback(weight, unit, candidate, bits)
+        error = output_error(weight, codes, candidate, hessian)
+        better = error < least
+        best = np.where(better[:, None, :], codes, best)
+        scale, least = np.where(better, candidate, scale), np.where(better, error, least)
+    return best, scale

@@ -1,0 +1,194 @@
+"""ONNX convolutions, poolings, normalizations and Resize as torch functions. Called as in `elementwise.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ompq_deploy.torch_graph.movement import pad_axis
+
+Tensor = torch.Tensor
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+AVERAGE_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Sequence[int] = (),
+         group: int = 1, kernel_shape: Sequence[int] = (), pads: Sequence[int] = (),
+         strides: Sequence[int] = ()) -> Tensor:  # fmt: skip
+    rank = x.ndim - 2
+    strides, dilations = tuple(strides) or (1,) * rank, tuple(dilations) or (1,) * rank
+    before, after = padding(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    if before != after:
+        x, before = pad_spatial(x, before, after), (0,) * rank
+    return CONVOLUTIONS[rank](x, w, b, strides, before, dilations, group)
+
+
+def conv_transpose(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: str = "NOTSET",
+                   dilations: Sequence[int] = (), group: int = 1, kernel_shape: Sequence[int] = (),
+                   output_padding: Sequence[int] = (), output_shape: Sequence[int] = (), pads: Sequence[int] = (),
+                   strides: Sequence[int] = ()) -> Tensor:  # fmt: skip
+    rank = x.ndim - 2
+    strides, dilations = tuple(strides) or (1,) * rank, tuple(dilations) or (1,) * rank
+    extra = tuple(output_padding) or (0,) * rank
+    full = TRANSPOSED[rank](x, w, b, strides, 0, extra, group, dilations)
+    amounts = tuple(pads) or (0,) * (2 * rank)
+    for i in range(rank):
+        before, after = amounts[i], amounts[rank + i]
+        surplus = full.shape[2 + i] - (output_shape[i] if output_shape else x.shape[2 + i] * strides[i])
+        if output_shape or auto_pad.startswith("SAME"):
+            before = surplus // 2 if auto_pad != "SAME_LOWER" else surplus - surplus // 2
+            after = surplus - before
+        full = pad_axis(full, 2 + i, -before, -after, "constant")
+    return full
+
+
+def max_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] = (),
+             kernel_shape: Sequence[int], pads: Sequence[int] = (), storage_order: int = 0,
+             strides: Sequence[int] = ()) -> Tensor:  # fmt: skip
+    rank = x.ndim - 2
+    strides, dilations = tuple(strides) or (1,) * rank, tuple(dilations) or (1,) * rank
+    before, after = padding(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
+    padded = pad_spatial(x, before, after, -math.inf)
+    return MAX_POOLS[rank](padded, tuple(kernel_shape), strides, 0, dilations, bool(ceil_mode))
+
+
+def average_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0,
+                 dilations: Sequence[int] = (), kernel_shape: Sequence[int], pads: Sequence[int] = (),
+                 strides: Sequence[int] = ()) -> Tensor:  # fmt: skip
+    """Sums over padded windows, divided by how many of their elements count."""
+    rank = x.ndim - 2
+    strides = tuple(strides) or (1,) * rank
+    before, after = padding(x.shape[2:], kernel_shape, strides, (1,) * rank, pads, auto_pad)
+    pool = AVERAGE_POOLS[rank]
+    mean = pool(pad_spatial(x, before, after), tuple(kernel_shape), strides, 0, bool(ceil_mode))
+    if count_include_pad or not any((*before, *after)):
+        return mean
+    counted = pool(pad_spatial(torch.ones_like(x[:1, :1]), before, after), tuple(kernel_shape), strides, 0, bool(ceil_mode))
+    return mean / counted
+
+
+def global_average_pool(x: Tensor) -> Tensor:
+    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
+
+
+def global_max_pool(x: Tensor) -> Tensor:
+    return x.amax(tuple(range(2, x.ndim)), keepdim=True)
+
+
+def padding(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+    auto_pad: str,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Padding before and after each spatial axis."""
+    rank = len(sizes)
+    if auto_pad in ("NOTSET", "VALID"):
+        amounts = tuple(pads) if pads and auto_pad == "NOTSET" else (0,) * (2 * rank)
+        return amounts[:rank], amounts[rank:]
+    total = [
+        max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
+    ]
+    less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+
+
+def pad_spatial(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
+    for i, (first, last) in enumerate(zip(before, after, strict=True)):
+        x = pad_axis(x, 2 + i, first, last, "constant", value)
+    return x
+
+
+def batch_normalization(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, epsilon: float = 1e-5,
+                        momentum: float = 0.9, training_mode: int = 0) -> Tensor:  # fmt: skip
+    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
+
+
+def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    return group_normalization(x, scale, bias, num_groups=x.shape[1], epsilon=epsilon)
+
+
+def group_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5,
+                        stash_type: int = 1) -> Tensor:  # fmt: skip
+    return F.group_norm(x, num_groups, scale, bias, epsilon)
+
+
+def layer_normalization(x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5,
+                        stash_type: int = 1) -> Tensor:  # fmt: skip
+    shape = x.shape[axis:]
+    return F.layer_norm(x, shape, scale.expand(shape), None if bias is None else bias.expand(shape), epsilon)
+
+
+def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *,
+           mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel",
+           nearest_mode: str = "round_prefer_floor", axes: Sequence[int] | None = None, **_: Any) -> Tensor:  # fmt: skip
+    """Nearest and linear, one axis after the other; any coordinate transformation but tf_crop_and_resize."""
+    if mode not in ("nearest", "linear") or coordinate_transformation_mode == "tf_crop_and_resize":
+        raise NotImplementedError(f"Resize with mode {mode}, {coordinate_transformation_mode}")
+    by_scale = scales is not None and scales.numel() > 0
+    amounts = (scales if by_scale else sizes).tolist()  # type: ignore[union-attr]
+    for axis, amount in zip(axes or range(x.ndim), amounts, strict=True):
+        length = x.shape[axis]
+        target = math.floor(length * amount) if by_scale else int(amount)
+        scale = amount if by_scale else target / length
+        if target == length:
+            continue
+        at = coordinates(length, target, scale, coordinate_transformation_mode)
+        if mode == "nearest":
+            x = torch.index_select(x, axis, nearest(at, nearest_mode).clamp(0, length - 1))
+        else:
+            x = interpolate(x, axis, at.clamp(0, length - 1))
+    return x
+
+
+def coordinates(length: int, target: int, scale: float, mode: str) -> Tensor:
+    """Where each output position lies on the input axis."""
+    position = torch.arange(target, dtype=torch.float64)
+    if mode == "asymmetric":
+        return position / scale
+    if mode == "align_corners":
+        return position * ((length - 1) / max(target - 1, 1))
+    if mode == "pytorch_half_pixel" and target == 1:
+        return torch.zeros(1, dtype=torch.float64)
+    offset = (length - target / scale) / 2 if mode == "half_pixel_symmetric" else 0.0
+    return offset + (position + 0.5) / scale - 0.5
+
+
+def nearest(at: Tensor, mode: str) -> Tensor:
+    if mode == "floor":
+        return at.floor().long()
+    if mode == "ceil":
+        return at.ceil().long()
+    return ((at - 0.5).ceil() if mode == "round_prefer_floor" else (at + 0.5).floor()).long()
+
+
+def interpolate(x: Tensor, axis: int, at: Tensor) -> Tensor:
+    left = at.floor().long()
+    right = (left + 1).clamp(max=x.shape[axis] - 1)
+    share = (at - left).to(x.dtype).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return torch.index_select(x, axis, left) * (1 - share) + torch.index_select(x, axis, right) * share
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "AveragePool": average_pool,
+    "BatchNormalization": batch_normalization,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "GlobalAveragePool": global_average_pool,
+    "GlobalMaxPool": global_max_pool,
+    "GroupNormalization": group_normalization,
+    "InstanceNormalization": instance_normalization,
+    "LayerNormalization": layer_normalization,
+    "MaxPool": max_pool,
+    "Resize": resize,
+}
