@@ -136,21 +136,27 @@ class Scores:
     """What each width of each layer costs under one metric; the solver minimizes the sum.
 
     `loss` is float64 (L, B), rows in the order of `PreparedGraph.layers`, columns in the order of `bits`;
-    `importance` is the metric's own figure per layer, float64 (L,), for the report.
+    `importance` is the metric's own figure per layer, float64 (L,), for the report. `note` says where the metric
+    had to fall back to another form.
     """
 
     metric: str
     bits: tuple[int, ...]
     loss: Float64
     importance: Float64
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The size limit in bytes, and what it is the size of: `file`, `weights`, `engine` or `paper`."""
+    """The size limit in bytes, and what it is the size of: `file`, `weights`, `engine` or `paper`; further limits
+    are None where there are none."""
 
     size_bytes: int
     size_of: str = "file"
+    bops: int | None = None
+    activation_bytes: int | None = None
+    latency_ns: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +193,17 @@ class PlannedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class BitPlan:
-    """A width for every layer, keeping the budget: `size_bytes` <= `budget.size_bytes`."""
+    """A width for every layer, keeping the budget: `size_bytes` <= `budget.size_bytes`, and so on for the other
+    limits. What a run did not count is None."""
 
     layers: tuple[PlannedLayer, ...]
     budget: Budget
     size_bytes: int
     metric: str
     solver: SolverRecord
+    bops: int | None = None
+    activation_bytes: int | None = None
+    latency_ns: int | None = None
 
     def bits(self) -> dict[str, int]:
         """Weight width per layer name."""
@@ -248,7 +258,8 @@ class LayerVerdict:
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The outcome of `verify`. `matches_reference` is bit-exactness of the integer-only model against the
-    NumPy reference; `layers` compares it with the Q/DQ model, every layer fed the same integers."""
+    NumPy reference; `layers` compares it with the Q/DQ model, every layer fed the same integers, and
+    `exact_fraction` and `max_lsb` sum them up; the `end_to_end` figures let differences travel between layers."""
 
     passed: bool
     samples: int
@@ -256,5 +267,7 @@ class Verdict:
     float_tensors_inside: tuple[str, ...]
     exact_fraction: float
     max_lsb: int
+    end_to_end_exact_fraction: float
+    end_to_end_max_lsb: int
     output_difference: float
     layers: tuple[LayerVerdict, ...]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preprocess, make_preprocess
 from ompq_deploy.errors import BadInput, OmpqError
-from ompq_deploy.metrics import METRICS, orm
+from ompq_deploy.metrics import GRANULARITIES, METRICS, orm
 from ompq_deploy.quantize.activations import METHODS
 from ompq_deploy.settings import TARGETS
 from ompq_deploy.sizes import SIZES
@@ -97,6 +97,10 @@ PLANNING = _stack(
     click.option("--orm-estimator", type=click.Choice(orm.ESTIMATORS), default="debiased", show_default=True),
     click.option("--orm-form", type=click.Choice(orm.FORMS), default="concave", show_default=True,
                  help="linear: Eq. 10 as published."),
+    click.option("--orm-function", type=click.Choice(tuple(orm.FUNCTIONS)), default="exp", show_default=True,
+                 help="Decreasing function of Eq. 9: e^-x, -log x, -x, -x^3, -e^x."),
+    click.option("--orm-granularity", type=click.Choice(GRANULARITIES), default="layer", show_default=True,
+                 help="What shares one importance."),
     click.option("--orm-beta", type=float, default=orm.DEFAULT_BETA, show_default=True, help="Eq. 9's beta."),
     click.option("--calibration-method", type=click.Choice(METHODS), default="mse", show_default=True,
                  help="How activation ranges become scales."),
@@ -354,6 +358,8 @@ def _plan_settings(flags: dict[str, Any]) -> Any:
             name=flags["metric"],
             estimator=flags["orm_estimator"],
             form=flags["orm_form"],
+            function=flags["orm_function"],
+            granularity=flags["orm_granularity"],
             beta=flags["orm_beta"],
             seed=flags["seed"],
         ),

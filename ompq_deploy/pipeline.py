@@ -5,16 +5,18 @@ The only module that imports every stage. Each function here is one verb of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from ompq_deploy.allocate import allocate
-from ompq_deploy.artifacts import BitPlan, Budget, Capture, PreparedGraph, QuantizedGraph, Samples, Verdict
+from ompq_deploy.artifacts import BitPlan, Budget, Capture, PreparedGraph, QuantizedGraph, Samples, Scores, Verdict
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples
 from ompq_deploy.capture import capture
+from ompq_deploy.contest import Contest, captured_rows, hold_contest, split
 from ompq_deploy.errors import BackendMissing, GateFailed, OmpqError
 from ompq_deploy.evaluate import Evaluation, compare, evaluate
 from ompq_deploy.export.integer.emit import integer_model
@@ -24,7 +26,7 @@ from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
-from ompq_deploy.metrics import score
+from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.plan_file import plan_document
 from ompq_deploy.prepare import prepare
@@ -83,14 +85,57 @@ def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch) -> Planned:
         samples = calibration_samples(graph, settings)
     with watch.stage("capture"):
         captured = run_capture(graph, samples, settings)
-    with watch.stage("score"):
-        scores = score(graph, captured, settings.bits, settings.metric)
-    with watch.stage("solve"):
-        sizes = size_table(graph, settings.bits, settings.size_of)
-        budget = Budget(size_bytes=size, size_of=settings.size_of)
-        plan = allocate(graph.layers, scores, sizes, budget, seed=settings.seed)
+    sizes = size_table(graph, settings.bits, settings.size_of)
+    budget = Budget(size_bytes=size, size_of=settings.size_of)
+
+    def solve(scores: Scores) -> BitPlan:
+        return allocate(graph.layers, scores, sizes, budget, seed=settings.seed)
+
+    plan, contest, note = choose_plan(graph, samples, captured, solve, settings, watch)
     document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
+    document |= {"contest": contest.document() if contest else None, "metric_note": note}
     return Planned(graph=graph, samples=samples, capture=captured, plan=plan, document=document)
+
+
+def choose_plan(
+    graph: PreparedGraph,
+    samples: Samples,
+    captured: Capture | None,
+    solve: Callable[[Scores], BitPlan],
+    settings: PlanSettings,
+    watch: Stopwatch,
+) -> tuple[BitPlan, Contest | None, str]:
+    """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
+    if settings.metric.name != "auto":
+        with watch.stage("score"):
+            rounding = round_weights(graph, settings.bits)
+            evidence = Evidence(
+                graph=graph, rounding=rounding, samples=samples, capture=captured, threads=settings.threads
+            )
+            scores = score(evidence, settings.metric)
+        with watch.stage("solve"):
+            return solve(scores), None, scores.note
+    parts = split(samples)
+    inner = Stopwatch()
+    with watch.stage("contest"):
+        rounding = round_weights(graph, settings.bits)
+        evidence = Evidence(
+            graph=graph,
+            rounding=rounding,
+            samples=parts.scored,
+            capture=captured_rows(captured, parts.scored_rows) if captured else None,
+            threads=settings.threads,
+        )
+
+        def plan_under(metric: str) -> BitPlan:
+            with inner.stage("score"):
+                scores = score(evidence, replace(settings.metric, name=metric))
+            with inner.stage("solve"):
+                return solve(scores)
+
+        contest = hold_contest(graph, plan_under, CONTESTANTS, parts, rounding, threads=settings.threads)
+    watch.seconds.update(inner.seconds)
+    return contest.plan, contest, contest.note
 
 
 def calibration_samples(graph: PreparedGraph, settings: PlanSettings) -> Samples:

@@ -1,4 +1,4 @@
-"""Sizes as people write them: MB is 10^6 bytes, MiB is 2^20."""
+"""Sizes, counts and times as people write them: MB is 10^6 bytes, MiB is 2^20; 75G; 2ms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import re
 from ompq_deploy.errors import BadInput
 
 FACTORS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*|%)\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def parse_size(text: str, float_bytes: int) -> int:
@@ -23,6 +26,41 @@ def parse_size(text: str, float_bytes: int) -> int:
     if size <= 0:
         raise BadInput(f"the size {text!r} leaves no room at all", where="--size", fix="give a positive size")
     return size
+
+
+def parse_count(text: str, flag: str) -> int:
+    """A number such as "75G" or "1.2e9"."""
+    return _parse_units(text, COUNTS, "75G", flag)
+
+
+def parse_time(text: str, flag: str) -> int:
+    """Nanoseconds meant by "2ms", "350us" or "800ns"."""
+    return _parse_units(text, TIMES, "2ms, 350us or 800ns", flag)
+
+
+def _parse_units(text: str, units: dict[str, int], example: str, flag: str) -> int:
+    match = _NUMBER.fullmatch(text)
+    unit = match.group(2).lower() if match else "?"
+    value = float(match.group(1)) * units[unit] if match and unit in units else -1.0
+    if value <= 0:
+        raise BadInput(f"{text!r} is not a positive amount", where=flag, fix=f"write it like {example}")
+    return int(value)
+
+
+def format_count(count: int) -> str:
+    """A short decimal rendering: 75.1 G."""
+    for unit, factor in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.4g} {unit}"
+    return str(count)
+
+
+def format_time(nanoseconds: int) -> str:
+    """A short rendering: 2.1 ms."""
+    for unit, factor in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if nanoseconds >= factor:
+            return f"{nanoseconds / factor:.4g} {unit}"
+    return f"{nanoseconds} ns"
 
 
 def format_bytes(count: int) -> str:

@@ -33,6 +33,28 @@ def quantize_weight(
     return codes.astype(np.int8), scale
 
 
+def widen_for_bias(
+    weight: NDArray[np.float32],
+    codes: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    least: NDArray[np.float32],
+    bits: int,
+    channel_axis: int,
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes and scales with no scale below `least` (C,); channels whose scale grows are rounded again.
+
+    A bias is an int32 on the grid activation scale * weight scale. In a channel whose weights are nearly zero that
+    grid would be so fine that the bias saturates; such a channel gets the finest grid that still holds its bias.
+    """
+    widened = scale < least
+    if not widened.any():
+        return codes, scale
+    low, high = signed_range(bits)
+    scale = np.maximum(scale, least)
+    again = np.clip(np.rint(weight / along_axis(scale, weight.ndim, channel_axis)), low, high).astype(np.int8)
+    return np.where(along_axis(widened, weight.ndim, channel_axis), again, codes), scale
+
+
 def best_scale(rows: NDArray[np.float32], bits: int, steps: int = STEPS) -> NDArray[np.float32]:
     """The error-minimizing scale of each row, float32 (C,), for `rows` float32 (C, K)."""
     low, high = signed_range(bits)

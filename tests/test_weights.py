@@ -8,7 +8,7 @@ import pytest
 from ompq_deploy.artifacts import Layer
 from ompq_deploy.numerics import along_axis, signed_range
 from ompq_deploy.quantize.bias_correction import mean_output_error
-from ompq_deploy.weight_scale import quantize_weight
+from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 
 def error(weight: np.ndarray, bits: int, scale: np.ndarray, axis: int) -> np.ndarray:
@@ -84,3 +84,15 @@ def test_mean_error_of_a_transposed_convolution_spreads_over_the_stride() -> Non
     change = np.ones((2, 3, 4, 4))
     found = mean_output_error(layer("ConvTranspose", change.shape, 1), change, np.array([1.0, 2.0]), strides=(2, 2))
     np.testing.assert_allclose(found, [(1 + 2) * 16 / 4] * 3)
+
+
+def test_a_channel_too_small_for_its_bias_gets_a_grid_that_holds_it() -> None:
+    weight = np.random.default_rng(0).standard_normal((3, 4, 1, 1)).astype(np.float32)
+    weight[1] *= 1e-20
+    codes, scale = quantize_weight(weight, 8, 0)
+    least = np.array([0, 1e-9, 0], np.float32)
+    wide_codes, wide_scale = widen_for_bias(weight, codes, scale, least, 8, 0)
+    assert wide_scale[1] == least[1]
+    assert not wide_codes[1].any()
+    np.testing.assert_array_equal(wide_codes[[0, 2]], codes[[0, 2]])
+    np.testing.assert_array_equal(wide_scale[[0, 2]], scale[[0, 2]])

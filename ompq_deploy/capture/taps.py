@@ -4,7 +4,8 @@
     mean      over W, then H: short float32 sums                 -> (N, C)
     range     over H and W of images, else over all              -> (N, C) or scalars
 
-NumPy does the rest in float64 (`statistics.py`), which saves a hundred nodes. G chunks give the threads work and shorten the float32 sums. `FusedMatMul` with `transBatchA` reads X_g in place.
+NumPy does the rest in float64 (`statistics.py`), which saves a hundred nodes. G chunks give the threads work and
+shorten the float32 sums; `FusedMatMul` with `transBatchA` reads X_g in place.
 
 A tensor behind Relu or Clip cannot leave the bounds, and where two samples reach a bound, it is the exact extreme
 of all samples: `probed_range` reads no others.

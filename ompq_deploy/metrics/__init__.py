@@ -1,47 +1,145 @@
-"""Layer sensitivities, one per file: each turns a graph and a capture into `Scores`."""
+"""Layer sensitivities, one per file: each turns what is known of a network into `Scores`.
+
+The files hold the formulas. Here is the glue: what each metric is given, and how many samples it can afford. Work is
+bounded by counts, not by a clock, so that a plan is the same on every run and machine.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from ompq_deploy.artifacts import Capture, PreparedGraph, Scores
+import numpy as np
+
+from ompq_deploy.artifacts import Capture, PreparedGraph, Samples, Scores
 from ompq_deploy.errors import BadInput
+from ompq_deploy.heads import find_head
 from ompq_deploy.metrics import baselines, orm
-from ompq_deploy.metrics.weight_error import relative_errors
+from ompq_deploy.metrics.granularity import GRANULARITIES, groups
+from ompq_deploy.metrics.hawq import hawq
+from ompq_deploy.metrics.mpqco import mpqco
+from ompq_deploy.metrics.rounding import Rounding, round_weights
 
-METRICS = ("auto", "orm", "mse", "size", "random")
+__all__ = ["CONTESTANTS", "GRANULARITIES", "METRICS", "Evidence", "MetricSettings", "round_weights", "score", "take"]
+
+FEWEST_SAMPLES = 8
+KL_WORK = 1.5e11
+HAWQ_WORK = 3e11
+"""Multiply-accumulates a metric may spend; a few seconds on two cores. Never fewer than `FEWEST_SAMPLES`."""
+PROBES = 8
+PASSES_PER_PROBE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSettings:
-    """Which sensitivity, and its parameters. `auto` stands for `orm` in the concave form."""
+    """Which sensitivity, and its parameters. `auto` is the contest of all (`contest.py`)."""
 
     name: str = "auto"
     estimator: str = "debiased"
     form: str = "concave"
+    function: str = "exp"
     beta: float = orm.DEFAULT_BETA
+    granularity: str = "layer"
     seed: int = 0
 
 
-def score(graph: PreparedGraph, capture: Capture | None, bits: tuple[int, ...], settings: MetricSettings) -> Scores:
-    """The loss of every width of every layer under one metric.
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a metric may look at. `capture` is read by `orm` only, `samples` by `mpqco`, `hawq` and `kl`."""
 
-    `capture` may be None for the metrics that need no data (`mse`, `size`, `random`).
-    """
-    weights = graph.layer_weights()
-    if settings.name == "size":
-        return baselines.size(graph.layers, bits)
-    if settings.name == "random":
-        return baselines.random(graph.layers, bits, settings.seed)
-    if settings.name == "mse":
-        return baselines.mse(weights, graph.layers, bits)
-    if settings.name not in ("auto", "orm"):
+    graph: PreparedGraph
+    rounding: Rounding
+    samples: Samples
+    capture: Capture | None
+    threads: int = 0
+
+
+def score(evidence: Evidence, settings: MetricSettings) -> Scores:
+    """The loss of every width of every layer under one metric."""
+    if settings.name not in SCORERS:
         raise BadInput(f"unknown metric {settings.name!r}", where="--metric", fix=f"choose one of {', '.join(METRICS)}")
-    if capture is None:
+    return SCORERS[settings.name](evidence, settings)
+
+
+def take(samples: Samples, count: int) -> Samples:
+    """`count` of the samples, evenly spread; all of them where there are no more."""
+    rows = np.arange(min(count, len(samples))) * len(samples) // min(count, len(samples))
+    labels = None if samples.labels is None else samples.labels[rows]
+    return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
+
+
+def _orm(evidence: Evidence, settings: MetricSettings) -> Scores:
+    if evidence.capture is None:
         raise BadInput("the ORM needs captured outputs", where="--metric orm", fix="give calibration samples")
-    matrix = orm.orm_matrix([capture.grams[layer.name] for layer in graph.layers], settings.estimator)
-    theta = orm.importance(matrix, settings.beta)
+    group = groups(evidence.graph, settings.granularity)
+    last = dict(zip(group, evidence.graph.layers, strict=True))
+    matrix = orm.orm_matrix([evidence.capture.grams[layer.name] for layer in last.values()], settings.estimator)
+    theta = orm.importance(matrix, settings.beta, settings.function)[group]
+    bits = evidence.rounding.bits
     if settings.form == "linear":
         return Scores(metric="orm", bits=bits, loss=orm.linear_loss(theta, bits), importance=theta)
-    errors = relative_errors(weights, graph.layers, bits)
-    return Scores(metric="orm", bits=bits, loss=theta[:, None] * errors, importance=theta)
+    return Scores(metric="orm", bits=bits, loss=theta[:, None] * evidence.rounding.relative(), importance=theta)
+
+
+def _mpqco(evidence: Evidence, settings: MetricSettings) -> Scores:
+    from ompq_deploy import torch_graph
+
+    network = torch_graph.load(evidence.graph, "--metric mpqco")
+    from ompq_deploy.metrics.gradients import projections
+
+    head = find_head(evidence.graph)
+    found = projections(network, evidence.graph, head, evidence.samples, evidence.rounding, settings.seed)
+    return mpqco(found, evidence.rounding.bits, head.note)
+
+
+def _hawq(evidence: Evidence, settings: MetricSettings) -> Scores:
+    from ompq_deploy import torch_graph
+
+    network = torch_graph.load(evidence.graph, "--metric hawq")
+    from ompq_deploy.metrics.gradients import hessian_probes
+
+    head = find_head(evidence.graph)
+    samples = take(evidence.samples, _affordable(evidence.graph, HAWQ_WORK, PROBES * PASSES_PER_PROBE))
+    probes = hessian_probes(network, evidence.graph, head, samples, PROBES, settings.seed)
+    sizes = np.array([layer.numel for layer in evidence.graph.layers], np.float64)
+    return hawq(probes, sizes, evidence.rounding.squared(), evidence.rounding.bits, head.note)
+
+
+def _kl(evidence: Evidence, _: MetricSettings) -> Scores:
+    from ompq_deploy.metrics.output_error import output_error
+
+    graph, rounding = evidence.graph, evidence.rounding
+    half_of_the_network = len(graph.layers) * len(rounding.bits) / 2
+    samples = take(evidence.samples, _affordable(graph, KL_WORK, half_of_the_network))
+    return output_error(graph, find_head(graph), samples, rounding, evidence.threads)
+
+
+def _mse(evidence: Evidence, _: MetricSettings) -> Scores:
+    return baselines.mse(evidence.rounding)
+
+
+def _size(evidence: Evidence, _: MetricSettings) -> Scores:
+    return baselines.size(len(evidence.graph.layers), evidence.rounding.bits)
+
+
+def _random(evidence: Evidence, settings: MetricSettings) -> Scores:
+    return baselines.random(len(evidence.graph.layers), evidence.rounding.bits, settings.seed)
+
+
+def _affordable(graph: PreparedGraph, work: float, passes: float) -> int:
+    """Samples for which `passes` runs of the network stay within `work` multiply-accumulates."""
+    macs = sum(layer.macs for layer in graph.layers)
+    return max(FEWEST_SAMPLES, int(work / (passes * macs))) if macs else FEWEST_SAMPLES
+
+
+SCORERS: dict[str, Callable[[Evidence, MetricSettings], Scores]] = {
+    "orm": _orm,
+    "mpqco": _mpqco,
+    "hawq": _hawq,
+    "kl": _kl,
+    "mse": _mse,
+    "size": _size,
+    "random": _random,
+}
+CONTESTANTS = tuple(SCORERS)
+METRICS = ("auto", *CONTESTANTS)

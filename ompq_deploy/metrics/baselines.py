@@ -7,31 +7,28 @@ random  loss_i(b) = u_i 4^-b,  u_i uniform in (0, 1]
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
-from ompq_deploy.artifacts import Layer, Scores
-from ompq_deploy.metrics.weight_error import squared_errors
+from ompq_deploy.artifacts import Float64, Scores
+from ompq_deploy.metrics.rounding import Rounding
 
 
-def mse(weights: Mapping[str, NDArray], layers: Sequence[Layer], bits: tuple[int, ...]) -> Scores:
+def mse(rounding: Rounding) -> Scores:
     """Squared weight error of every layer and width."""
-    loss = squared_errors(weights, layers, bits)
-    return Scores(metric="mse", bits=bits, loss=loss, importance=loss.max(axis=1))
+    loss = rounding.squared()
+    return Scores(metric="mse", bits=rounding.bits, loss=loss, importance=loss.max(axis=1))
 
 
-def size(layers: Sequence[Layer], bits: tuple[int, ...]) -> Scores:
+def size(layers: int, bits: tuple[int, ...]) -> Scores:
     """Every layer equally important."""
-    return _scaled("size", np.ones(len(layers)), bits)
+    return _scaled("size", np.ones(layers), bits)
 
 
-def random(layers: Sequence[Layer], bits: tuple[int, ...], seed: int) -> Scores:
+def random(layers: int, bits: tuple[int, ...], seed: int) -> Scores:
     """Importance drawn from a seeded generator."""
-    return _scaled("random", 1.0 - np.random.default_rng(seed).random(len(layers)), bits)
+    return _scaled("random", 1.0 - np.random.default_rng(seed).random(layers), bits)
 
 
-def _scaled(name: str, importance: NDArray[np.float64], bits: tuple[int, ...]) -> Scores:
+def _scaled(name: str, importance: Float64, bits: tuple[int, ...]) -> Scores:
     error = 4.0 ** -np.asarray(bits, np.float64)
     return Scores(metric=name, bits=bits, loss=importance[:, None] * error[None, :], importance=importance)

@@ -3,7 +3,7 @@
     G_i     = X_i X_i^T                                  X_i: output of layer i, N x (C H W)
     ORM_ij  = <K_i, K_j> / (||K_i|| ||K_j||)             Eq. 6 with Eq. 7
     gamma_i = sum_j ORM_ij - 1                           Eq. 8
-    theta_i = exp(-beta gamma_i)                         Eq. 9
+    theta_i = exp(-beta gamma_i)                         Eq. 9; other decreasing functions in Table 1
     Eq. 10:   max sum_i b_i / (L - i + 1) sum_{j >= i} theta_j
 
 The estimators differ in K:
@@ -20,7 +20,7 @@ concave form instead minimizes sum_i theta_i * e_i(b_i), with e_i(b) the relativ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,18 @@ FEWEST_SAMPLES = 4
 """The debiased estimator divides by N - 3."""
 
 Float64 = NDArray[np.float64]
+
+SMALLEST_ARGUMENT = 1e-3
+"""-log x has no value for x <= 0, which the debiased estimator can give."""
+
+FUNCTIONS: dict[str, Callable[[Float64], Float64]] = {
+    "exp": lambda x: np.exp(-x),
+    "log": lambda x: -np.log(np.maximum(x, SMALLEST_ARGUMENT)),
+    "linear": lambda x: -x,
+    "cubic": lambda x: -(x**3),
+    "negexp": lambda x: -np.exp(x),
+}
+"""Table 1: e^-x, -log x, -x, -x^3, -e^x, with x = beta gamma."""
 
 
 def orm_matrix(grams: Sequence[Float64], estimator: str = "debiased") -> Float64:
@@ -66,16 +78,28 @@ def gamma(matrix: Float64) -> Float64:
     return matrix.sum(axis=1) - 1.0
 
 
-def importance(matrix: Float64, beta: float = DEFAULT_BETA) -> Float64:
-    """Eq. 9: theta, float64 (L,), positive."""
-    return np.exp(-beta * gamma(matrix))
+def importance(matrix: Float64, beta: float = DEFAULT_BETA, function: str = "exp") -> Float64:
+    """Eq. 9: theta, float64 (L,), positive.
+
+    All functions but e^-x can be negative, and a benefit must not be: those are shifted so that the least
+    important layer keeps the theta that e^-x gives it, and the differences are the function's own.
+    """
+    if function not in FUNCTIONS:
+        raise BadInput(
+            f"unknown decreasing function {function!r}",
+            where="--orm-function",
+            fix=f"choose one of {', '.join(FUNCTIONS)}",
+        )
+    x = beta * gamma(matrix)
+    theta = FUNCTIONS[function](x)
+    return theta - theta.min() + np.exp(-x).min()
 
 
 def linear_loss(theta: Float64, bits: Sequence[int]) -> Float64:
-    """Eq. 10 as a loss to minimize, float64 (L, B): minus the printed benefit."""
+    """Eq. 10 as a loss to minimize, float64 (L, B), nonnegative: the benefit lost against the widest choice."""
     count = len(theta)
     tails = np.cumsum(theta[::-1])[::-1] / (count - np.arange(count))
-    return -tails[:, None] * np.asarray(bits, np.float64)[None, :]
+    return tails[:, None] * (max(bits) - np.asarray(bits, np.float64))[None, :]
 
 
 def _centre(gram: Float64, estimator: str) -> Float64:

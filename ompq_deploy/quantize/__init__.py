@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,11 @@ from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize.activations import activation_scales
 from ompq_deploy.quantize.bias_correction import mean_output_error
-from ompq_deploy.weight_scale import quantize_weight
+from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
+
+
+BIAS_LIMIT = 2.0**30
+"""Bias codes stay below this, which leaves half of int32 for the products; bias correction moves them little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +36,19 @@ def quantize(
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     bits = plan.bits()
+    grids = activation_scales(capture, settings.calibration_method)
     layers = []
     for layer in graph.layers:
-        weight = weights[layer.name]
-        codes, scale = quantize_weight(weight, bits[layer.name], layer.channel_axis)
+        weight, width = weights[layer.name], bits[layer.name]
+        codes, scale = quantize_weight(weight, width, layer.channel_axis)
         biases = float_biases(index, layer)
+        least = least_scales(index, layer, biases, grids)
+        codes, scale = widen_for_bias(weight, codes, scale, least, width, layer.channel_axis)
         if settings.bias_correction:
             error = codes * along_axis(scale, weight.ndim, layer.channel_axis) - weight
             biases = _corrected(index, graph, capture, layer, error, biases)
-        layers.append(QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases))
-    return QuantizedGraph(
-        graph=graph,
-        layers=tuple(layers),
-        activation_scales=activation_scales(capture, settings.calibration_method),
-    )
+        layers.append(QuantizedLayer(layer=layer, bits=width, codes=codes, scale=scale, biases=biases))
+    return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=grids)
 
 
 def float_biases(index: GraphIndex, layer: Layer) -> dict[str, Float32]:
@@ -56,6 +60,17 @@ def float_biases(index: GraphIndex, layer: Layer) -> dict[str, Float32]:
             bias = index.constant(node.input[2]).astype(np.float32).reshape(-1)
             biases[name] = np.broadcast_to(bias, (layer.channels,)) if bias.size == 1 else bias
     return biases
+
+
+def least_scales(index: GraphIndex, layer: Layer, biases: Mapping[str, Float32], grids: Mapping[str, float]) -> Float32:
+    """The smallest weight scale per channel, float32 (C,), at which every node's bias is an int32 below BIAS_LIMIT."""
+    least = np.zeros(layer.channels, np.float32)
+    for node, bias in biases.items():
+        tensor = layer.inputs[layer.nodes.index(node)]
+        grid = grids[layer_grid(index, grids, tensor)]
+        largest = np.abs(bias).reshape(-1, layer.channels).max(axis=0)
+        least = np.maximum(least, largest / (grid * BIAS_LIMIT))
+    return least.astype(np.float32)
 
 
 def _corrected(

@@ -79,8 +79,9 @@ def _summary_table(document: Mapping[str, Any]) -> Table:
     if document["verify"]:
         verdict = document["verify"]
         table.caption += (
-            f"; integer-only {'verified' if verdict['passed'] else 'NOT verified'}: "
-            f"{100 * verdict['exact_fraction']:.3f} % of integers equal, largest difference {verdict['max_lsb']}"
+            f"\ninteger-only model {'verified' if verdict['passed'] else 'NOT verified'}: layer by layer "
+            f"{100 * verdict['exact_fraction']:.4f} % of its integers equal the Q/DQ model's, largest difference "
+            f"{verdict['max_lsb']} step; end to end {100 * verdict['end_to_end_exact_fraction']:.2f} %"
         )
     return table
 

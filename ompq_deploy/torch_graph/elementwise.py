@@ -39,7 +39,9 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
 
 def power(a: Tensor, b: Tensor) -> Tensor:
     """A Python exponent where there is one: torch then knows exact gradients at zero."""
-    return torch.pow(a, float(b)) if b.numel() == 1 and a.is_floating_point() and not b.requires_grad else torch.pow(a, b)
+    return (
+        torch.pow(a, float(b)) if b.numel() == 1 and a.is_floating_point() and not b.requires_grad else torch.pow(a, b)
+    )
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
     "HardSigmoid": hard_sigmoid,
-    "HardSwish": F.hardswish,
+    "HardSwish": lambda x: x * hard_sigmoid(x, alpha=1 / 6),
     "Identity": lambda x: x,
     "LeakyRelu": leaky_relu,
     "Less": torch.lt,

@@ -26,7 +26,9 @@ class TorchGraph:
         self.settings = [attributes(node) for node in self.nodes]
         self.outputs = graph.output_names
         self.weight_names = {layer.name: layer.weight for layer in graph.layers}
-        self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.model.graph.initializer}
+        self.constants = {
+            t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.model.graph.initializer
+        }
         for node in self.nodes:
             if node.op_type not in OPERATORS or node.domain:
                 raise BackendMissing(

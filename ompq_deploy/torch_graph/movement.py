@@ -74,12 +74,16 @@ def split(x: Tensor, sizes: Tensor | None = None, *, axis: int = 0, num_outputs:
     return torch.split(x, -(-x.shape[axis] // (num_outputs or 1)), axis)
 
 
-def pad(x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, *, mode: str = "constant") -> Tensor:
+def pad(
+    x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, *, mode: str = "constant"
+) -> Tensor:
     amounts = pads.tolist()
     count = len(amounts) // 2
     chosen = [axis % x.ndim for axis in (axes.tolist() if axes is not None else range(count))]
     for position, axis in enumerate(chosen):
-        x = pad_axis(x, axis, amounts[position], amounts[count + position], mode, float(value) if value is not None else 0.0)
+        x = pad_axis(
+            x, axis, amounts[position], amounts[count + position], mode, float(value) if value is not None else 0.0
+        )
     return x
 
 

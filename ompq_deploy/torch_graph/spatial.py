@@ -70,7 +70,9 @@ def average_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0, cou
     mean = pool(pad_spatial(x, before, after), tuple(kernel_shape), strides, 0, bool(ceil_mode))
     if count_include_pad or not any((*before, *after)):
         return mean
-    counted = pool(pad_spatial(torch.ones_like(x[:1, :1]), before, after), tuple(kernel_shape), strides, 0, bool(ceil_mode))
+    counted = pool(
+        pad_spatial(torch.ones_like(x[:1, :1]), before, after), tuple(kernel_shape), strides, 0, bool(ceil_mode)
+    )
     return mean / counted
 
 
@@ -131,7 +133,8 @@ def layer_normalization(x: Tensor, scale: Tensor, bias: Tensor | None = None, *,
 
 def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *,
            mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel",
-           nearest_mode: str = "round_prefer_floor", axes: Sequence[int] | None = None, **_: Any) -> Tensor:  # fmt: skip
+           nearest_mode: str = "round_prefer_floor", axes: Sequence[int] | None = None,
+           **_: Any) -> Tensor:  # fmt: skip
     """Nearest and linear, one axis after the other; any coordinate transformation but tf_crop_and_resize."""
     if mode not in ("nearest", "linear") or coordinate_transformation_mode == "tf_crop_and_resize":
         raise NotImplementedError(f"Resize with mode {mode}, {coordinate_transformation_mode}")

@@ -49,8 +49,9 @@ def lower_accumulator(scope: Scope, node: onnx.NodeProto, constant: str, output:
 
 
 def accumulator_scale(scope: Scope, node: onnx.NodeProto) -> Float32:
-    """s_in s_w[c], float32 (C,)."""
-    return scope.layers[node.name].bias_scale(scope.scale(node.input[0]))
+    """s_in s_w[c], float32 (C,), positive also where the product underflows."""
+    grid = scope.layers[node.name].bias_scale(scope.scale(node.input[0]))
+    return np.maximum(grid, np.finfo(np.float32).tiny)
 
 
 def is_per_channel(scope: Scope, node: onnx.NodeProto, constant: str) -> bool:

@@ -1,0 +1,147 @@
+"""`auto`: solve under every metric, and keep the plan whose outputs differ least from the float network.
+
+    winner = argmin over metrics of  d(f(x; w), f(x; Q(w)))          mean over samples that no metric has seen
+
+Q(w) are the weights rounded as the plan says; d is the output KL, or the relative output error (`heads.py`). By
+construction the winner is at least as good there as the best single metric. Every fourth sample is held out; with
+fewer than `FEWEST_TO_SPLIT` samples the metrics and the contest share them all, and the record says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, Samples
+from ompq_deploy.errors import BackendMissing, BadInput
+from ompq_deploy.heads import divergence, find_head
+from ompq_deploy.metrics.rounding import Rounding
+from ompq_deploy.runner import run_samples
+
+HELD_OUT_EVERY = 4
+FEWEST_TO_SPLIT = 16
+SHARED_NOTE = f"fewer than {FEWEST_TO_SPLIT} samples: the metrics were scored on the samples of the contest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The samples the metrics see, those the contest is decided on, and their places among all samples."""
+
+    scored: Samples
+    held_out: Samples
+    scored_rows: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One metric: the loss of its plan on the held-out samples, or why there is none. `seconds` to score, solve
+    and measure; a plan equal to an earlier one is not measured again."""
+
+    metric: str
+    loss: float | None
+    size_bytes: int | None
+    seconds: float
+    skipped: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """The winning plan and the whole contest. `measure` names d."""
+
+    plan: BitPlan
+    entries: tuple[Entry, ...]
+    measure: str
+    scored: int
+    held_out: int
+    note: str
+
+    def document(self) -> dict[str, Any]:
+        """The contest as JSON values, for plan.json."""
+        return {
+            "measure": self.measure,
+            "scored_samples": self.scored,
+            "held_out_samples": self.held_out,
+            "note": self.note,
+            "winner": self.plan.metric,
+            "entries": [asdict(entry) for entry in self.entries],
+        }
+
+
+def split(samples: Samples) -> Split:
+    """Every fourth sample held out."""
+    count = len(samples)
+    if count < FEWEST_TO_SPLIT:
+        return Split(scored=samples, held_out=samples, scored_rows=tuple(range(count)), note=SHARED_NOTE)
+    held_out = np.arange(HELD_OUT_EVERY - 1, count, HELD_OUT_EVERY)
+    scored = np.setdiff1d(np.arange(count), held_out)
+    return Split(scored=_rows(samples, scored), held_out=_rows(samples, held_out), scored_rows=tuple(scored.tolist()))
+
+
+def captured_rows(capture: Capture, rows: Sequence[int]) -> Capture:
+    """The capture with the Gram matrices of some of its samples; everything else as it is."""
+    chosen = np.ix_(rows, rows)
+    return replace(capture, grams={name: gram[chosen] for name, gram in capture.grams.items()})
+
+
+def hold_contest(
+    graph: PreparedGraph,
+    solve: Callable[[str], BitPlan],
+    metrics: Sequence[str],
+    samples: Split,
+    rounding: Rounding,
+    *,
+    threads: int = 0,
+) -> Contest:
+    """Plans by `solve` under each of `metrics`, measured on the held-out samples.
+
+    A metric that lacks torch, or cannot use the samples, is skipped with its reason. Raises what the last metric
+    raised where all are.
+    """
+    head = find_head(graph)
+    reference = run_samples(graph, {}, head.tensors, samples.held_out, threads)
+    known: dict[tuple[int, ...], float] = {}
+    plans: dict[str, BitPlan] = {}
+    entries: list[Entry] = []
+    failure: BackendMissing | BadInput | None = None
+    for metric in metrics:
+        started = time.perf_counter()
+        try:
+            plan = solve(metric)
+        except (BackendMissing, BadInput) as e:
+            failure = e
+            entries.append(Entry(metric=metric, loss=None, size_bytes=None, seconds=_since(started), skipped=e.what))
+            continue
+        widths = tuple(plan.bits().values())
+        if widths not in known:
+            weights = {name: rounding.rounded(name, b) for name, b in plan.bits().items()}
+            outputs = run_samples(graph, weights, head.tensors, samples.held_out, threads)
+            known[widths] = divergence(head, reference, outputs)
+        plans[metric] = plan
+        entries.append(Entry(metric=metric, loss=known[widths], size_bytes=plan.size_bytes, seconds=_since(started)))
+    measured = {entry.metric: entry.loss for entry in entries if entry.loss is not None}
+    if not measured:
+        assert failure is not None
+        raise failure
+    winner = min(measured, key=measured.__getitem__)
+    return Contest(
+        plan=plans[winner],
+        entries=tuple(entries),
+        measure=head.measure,
+        scored=len(samples.scored),
+        held_out=len(samples.held_out),
+        note=" ".join(filter(None, (samples.note, head.note))),
+    )
+
+
+def _rows(samples: Samples, rows: np.ndarray) -> Samples:
+    labels = None if samples.labels is None else samples.labels[rows]
+    return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 4)

@@ -1,0 +1,53 @@
+"""Every layer's weights rounded to every width, once for all metrics: Q_b(w) - w and its squared norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ompq_deploy.artifacts import Float32, Float64, PreparedGraph
+from ompq_deploy.numerics import along_axis
+from ompq_deploy.weight_scale import quantize_weight
+
+SCALE_STEPS = 5
+"""Coarser than for the weights that ship: a sensitivity needs the error to a few percent only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """`weights` float, by layer name; `errors[layer]` is Q_b(w) - w, float32 (B, *shape), widths as in `bits`."""
+
+    bits: tuple[int, ...]
+    weights: Mapping[str, Float32]
+    errors: Mapping[str, Float32]
+
+    def rounded(self, layer: str, bits: int) -> Float32:
+        """Q_b(w), float32, the weight's shape."""
+        return self.weights[layer] + self.errors[layer][self.bits.index(bits)]
+
+    def squared(self) -> Float64:
+        """||Q_b(w) - w||^2, float64 (L, B)."""
+        flat = (error.reshape(len(self.bits), -1) for error in self.errors.values())
+        return np.stack([np.einsum("bk,bk->b", rows, rows, dtype=np.float64) for rows in flat])
+
+    def relative(self) -> Float64:
+        """||Q_b(w) - w||^2 / ||w||^2, float64 (L, B); 0 for a layer whose weights are all zero."""
+        energy = np.array([np.square(weight, dtype=np.float64).sum() for weight in self.weights.values()])[:, None]
+        squared = self.squared()
+        return np.divide(squared, energy, out=np.zeros_like(squared), where=energy > 0)
+
+
+def round_weights(graph: PreparedGraph, bits: Sequence[int], *, steps: int = SCALE_STEPS) -> Rounding:
+    """Round every layer's weights to nearest at every width, with the scale of least squared error."""
+    weights = graph.layer_weights()
+    errors = {}
+    for layer in graph.layers:
+        weight = weights[layer.name]
+        errors[layer.name] = np.empty((len(bits), *weight.shape), np.float32)
+        for column, width in enumerate(bits):
+            codes, scale = quantize_weight(weight, width, layer.channel_axis, steps=steps)
+            scaled = codes * along_axis(scale, weight.ndim, layer.channel_axis)
+            np.subtract(scaled, weight, out=errors[layer.name][column])
+    return Rounding(bits=tuple(bits), weights=weights, errors=errors)

@@ -1,0 +1,124 @@
+"""A layer as a product of matrices, Y = W X + b, at chosen output positions.
+
+Conv            x[g, (i, k), p] = input[n, g I + i, p * stride - pad + k * dilation]       (im2col; p runs over n too)
+ConvTranspose   the Conv with the kernel flipped, pads dilation (k - 1) - pad, and an input with stride - 1 zeros
+                between its elements: index r of that input is element r / stride of the real one, or zero
+Gemm, MatMul    x[0, k, p] = input[p, k], p running over all axes but the last
+
+Groups lead, and a column of W is a row here: weight (G, K, R), inputs (G, K, P), outputs (G, R, P).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ompq_deploy.artifacts import Layer
+from ompq_deploy.graph_index import attributes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Which input elements an output position reads; `begins` are the leading pads, `spread` the input's step."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begins: tuple[int, ...]
+    spread: tuple[int, ...]
+
+
+def window_of(
+    layer: Layer, node: onnx.NodeProto, input_sizes: tuple[int, ...], output_sizes: tuple[int, ...]
+) -> Window:
+    """The window of a node of a Conv or ConvTranspose layer; pads follow from the sizes where the node leaves them to
+    the runtime."""
+    settings = attributes(node)
+    kernel = layer.shape[2:]
+    ones = (1,) * len(kernel)
+    strides = tuple(settings.get("strides", ones))
+    dilations = tuple(settings.get("dilations", ones))
+    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    fine, coarse = (input_sizes, output_sizes) if layer.op == "Conv" else (output_sizes, input_sizes)
+    total = [max((c - 1) * s + r + 1 - f, 0) for f, c, s, r in zip(fine, coarse, strides, reach, strict=True)]
+    automatic = settings.get("auto_pad", "NOTSET")
+    begins = tuple(settings.get("pads", [0] * len(kernel)))[: len(kernel)]
+    if automatic.startswith("SAME"):
+        begins = tuple(t // 2 if automatic == "SAME_UPPER" else t - t // 2 for t in total)
+    if layer.op == "Conv":
+        return Window(kernel=kernel, strides=strides, dilations=dilations, begins=begins, spread=ones)
+    flipped = tuple(r - begin for r, begin in zip(reach, begins, strict=True))
+    return Window(kernel=kernel, strides=ones, dilations=dilations, begins=flipped, spread=strides)
+
+
+def weight_columns(layer: Layer, weight: NDArray) -> NDArray:
+    """The weight as (G, K, R)."""
+    if layer.op == "Conv":
+        return weight.reshape(layer.groups, layer.shape[0] // layer.groups, -1).swapaxes(1, 2)
+    if layer.op == "ConvTranspose":
+        flipped = np.flip(weight, axis=tuple(range(2, weight.ndim)))
+        per_group = flipped.reshape(layer.groups, -1, *flipped.shape[1:])
+        return np.moveaxis(per_group, 2, -1).reshape(layer.groups, -1, layer.shape[1])
+    return (weight if layer.channel_axis == 1 else weight.T)[np.newaxis]
+
+
+def weight_from_columns(layer: Layer, columns: NDArray) -> NDArray:
+    """The inverse of `weight_columns`."""
+    if layer.op == "Conv":
+        return columns.swapaxes(1, 2).reshape(layer.shape)
+    if layer.op == "ConvTranspose":
+        inputs = layer.shape[0] // layer.groups
+        per_group = columns.reshape(layer.groups, inputs, *layer.shape[2:], layer.shape[1])
+        flipped = np.moveaxis(per_group, -1, 2).reshape(layer.shape)
+        return np.flip(flipped, axis=tuple(range(2, flipped.ndim)))
+    return columns[0] if layer.channel_axis == 1 else columns[0].T
+
+
+def output_positions(layer: Layer, output: NDArray) -> int:
+    """How many positions one sample's output has (Conv), or all samples' outputs together (Gemm and MatMul)."""
+    return int(np.prod(output.shape[2:] if layer.op.startswith("Conv") else output.shape[:-1]))
+
+
+def output_rows(layer: Layer, output: NDArray, positions: NDArray[np.intp]) -> NDArray:
+    """The layer's raw output at some positions, (G, R, P)."""
+    if not layer.op.startswith("Conv"):
+        return output.reshape(-1, output.shape[-1])[positions].T[np.newaxis]
+    batch, channels = output.shape[:2]
+    taken = output.reshape(batch, channels, -1)[:, :, positions]
+    return taken.reshape(batch, layer.groups, -1, positions.size).transpose(1, 2, 0, 3).reshape(
+        layer.groups, channels // layer.groups, -1
+    )  # fmt: skip
+
+
+def input_columns(
+    layer: Layer,
+    node: onnx.NodeProto,
+    x: NDArray,
+    output_sizes: tuple[int, ...],
+    positions: NDArray[np.intp],
+    zero: int,
+) -> NDArray:
+    """What the layer multiplies at some output positions, (G, K, P), in the type of `x`; `zero` stands for padding."""
+    if not layer.op.startswith("Conv"):
+        return x.reshape(-1, x.shape[-1])[positions].T[np.newaxis]
+    window = window_of(layer, node, x.shape[2:], output_sizes)
+    batch, channels, sizes = x.shape[0], x.shape[1], x.shape[2:]
+    flat = x.reshape(batch, channels, -1)
+    where = np.unravel_index(positions, output_sizes)
+    taps = []
+    for offsets in itertools.product(*map(range, window.kernel)):
+        index, inside = np.zeros(positions.size, np.intp), np.ones(positions.size, bool)
+        for axis, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
+            r = where[axis] * window.strides[axis] - window.begins[axis] + offset * window.dilations[axis]
+            element = r // window.spread[axis]
+            inside &= (element >= 0) & (element < size) & (r % window.spread[axis] == 0)
+            index = index * size + np.clip(element, 0, size - 1)
+        values = flat[:, :, index]
+        values[:, :, ~inside] = zero
+        taps.append(values.reshape(batch, layer.groups, channels // layer.groups, positions.size))
+    stacked = np.stack(taps, axis=3)
+    return stacked.transpose(1, 2, 3, 0, 4).reshape(layer.groups, -1, batch * positions.size)

@@ -1,0 +1,142 @@
+"""Second-order rounding of every layer, each with the inputs that the layers before it, already quantized, produce.
+
+Two streams walk through the graph side by side, the float one and the quantized one. In front of each layer
+
+    X' = input of the quantized stream        Y = output of the float layer
+    W' = argmin ||Y - W' X' - b'||^2          Q, s = second_order_codes(W')        b = mean Y - s Q mean X'
+
+(`gptq.py`), then the quantized stream goes on with s Q and b. The bias is the measured form of bias correction; it also
+takes out what the prefix and zero padding shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from ompq_deploy.artifacts import Float32, Layer, PreparedGraph, QuantizedLayer, Samples
+from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.numerics import along_axis
+from ompq_deploy.quantize import columns, gptq
+from ompq_deploy.quantize.biases import float_biases
+from ompq_deploy.quantize.covariance import Accumulator, Moments, draw_positions
+from ompq_deploy.quantize.stream import ZERO_POINT, Head, Stream, pieces
+from ompq_deploy.weight_scale import quantize_weight
+
+DAMPING = 0.01
+TARGET_DAMPING = 0.1
+"""More than in H, because W' is fitted and would follow the calibration samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """`bias_correction` lets biases absorb the mean error; without it they stay as they are."""
+
+    bias_correction: bool = True
+    seed: int = 0
+    threads: int = 0
+
+
+def refine(
+    graph: PreparedGraph,
+    samples: Samples,
+    bits: Mapping[str, int],
+    scales: Mapping[str, float],
+    settings: RefineSettings,
+) -> tuple[QuantizedLayer, ...]:
+    """The layers of `graph` at the widths `bits`, on the activation grids `scales`."""
+    index = GraphIndex(graph.model)
+    weights = graph.layer_weights()
+    by_node = {node: layer for layer in graph.layers for node in layer.nodes}
+    exact, quantized = (Stream(graph, samples, grids, settings.threads) for grids in ({}, scales))
+    codes: dict[str, tuple[NDArray[np.int8], Float32]] = {}
+    biases: dict[str, dict[str, Float32]] = {layer.name: float_biases(index, layer) for layer in graph.layers}
+    for piece in pieces(graph):
+        layer = by_node.get(piece[0].name) if piece else None
+        if layer is None:
+            exact.step()
+            quantized.step()
+            continue
+        node = piece[0]
+        bias = biases[layer.name].get(node.name)
+        moments = _measure(exact, quantized, layer, node, settings.seed)
+        if layer.name not in codes:
+            codes[layer.name] = _round(layer, weights[layer.name], bits[layer.name], moments, bias, settings)
+        if settings.bias_correction:
+            bias = biases[layer.name][node.name] = _mean_matching_bias(layer, *codes[layer.name], moments)
+        quantized.step(_head(node, layer, *codes[layer.name], bias))
+    return tuple(
+        QuantizedLayer(
+            layer=layer,
+            bits=bits[layer.name],
+            codes=codes[layer.name][0],
+            scale=codes[layer.name][1],
+            biases=biases[layer.name],
+        )
+        for layer in graph.layers
+    )
+
+
+def _measure(exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProto, seed: int) -> Moments:
+    """Moments of a node's quantized inputs and float outputs; takes the float stream one step further."""
+    random = np.random.default_rng([seed, len(node.name), *node.name.encode()])
+    sums = Accumulator()
+
+    def watch(batch: int, output: NDArray) -> None:
+        x, scale = quantized.value(batch, node.input[0])
+        samples = len(output) if layer.op.startswith("Conv") else 1
+        positions = draw_positions(columns.output_positions(layer, output), len(quantized), random, samples)
+        zero = ZERO_POINT if scale else 0
+        inputs = columns.input_columns(layer, node, x, output.shape[2:], positions, zero)
+        if scale:
+            inputs = (inputs.astype(np.float32) - ZERO_POINT) * np.float32(scale)
+        sums.add(inputs, columns.output_rows(layer, output, positions))
+
+    exact.step(tap=node.output[0], watch=watch)
+    return sums.moments()
+
+
+def _round(
+    layer: Layer, weight: Float32, bits: int, moments: Moments, bias: Float32 | None, settings: RefineSettings
+) -> tuple[NDArray[np.int8], Float32]:
+    """Codes and scales of a layer's weight."""
+    if layer.op == "ConvTranspose" and layer.groups > 1:
+        return quantize_weight(weight, bits, layer.channel_axis)  # its groups share their scales
+    if settings.bias_correction:
+        moments = moments.centred()
+    elif bias is not None:
+        moments = moments.without(bias.reshape(moments.output_mean.shape).astype(np.float64))
+    w = columns.weight_columns(layer, weight).astype(np.float64)
+    target = gptq.least_squares_target(w, moments.cross, moments.hessian, TARGET_DAMPING)
+    found, scale = gptq.second_order_codes(target, gptq.damped(moments.hessian, DAMPING), bits)
+    return np.ascontiguousarray(columns.weight_from_columns(layer, found)), scale.reshape(-1)
+
+
+def _mean_matching_bias(layer: Layer, codes: NDArray[np.int8], scale: Float32, moments: Moments) -> Float32:
+    values = columns.weight_columns(layer, codes * along_axis(scale, codes.ndim, layer.channel_axis))
+    mean = np.einsum("gkr,gk->gr", values.astype(np.float64), moments.input_mean)
+    return (moments.output_mean - mean).reshape(-1).astype(np.float32)
+
+
+def _head(node: onnx.NodeProto, layer: Layer, codes: NDArray[np.int8], scale: Float32, bias: Float32 | None) -> Head:
+    """The layer's node with the values its codes stand for; MatMul has no bias input and gets an Add."""
+    weight_name, bias_name = f"{node.name}:weight", f"{node.name}:bias"
+    constants = {weight_name: codes * along_axis(scale, codes.ndim, layer.channel_axis)}
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[1] = weight_name
+    if bias is None:
+        return Head(nodes=(copy,), constants=constants)
+    constants[bias_name] = bias
+    if node.op_type == "MatMul":
+        copy.output[0] = f"{node.name}:unbiased"
+        add = helper.make_node("Add", [copy.output[0], bias_name], [node.output[0]])
+        return Head(nodes=(copy, add), constants=constants)
+    del copy.input[2:]
+    copy.input.append(bias_name)
+    return Head(nodes=(copy,), constants=constants)

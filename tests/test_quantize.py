@@ -1,0 +1,79 @@
+"""quantize: integers that hold the bias, grids for every activation, and less error with bias correction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+from ompq_deploy.artifacts import BitPlan, Budget, Capture, PlannedLayer, PreparedGraph, Samples, SolverRecord
+from ompq_deploy.capture import capture
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.prepare import prepare
+from ompq_deploy.quantize import QuantizeSettings, quantize
+from tests import models
+from tests.quantized import inputs
+
+
+def samples_of(graph: PreparedGraph, count: int = 32) -> Samples:
+    return Samples(inputs=inputs(graph, count), labels=None, source="noise", sha256="")
+
+
+def uniform_plan(graph: PreparedGraph, bits: int) -> BitPlan:
+    rows = tuple(
+        PlannedLayer(name=q.name, op=q.op, weight_bits=bits, activation_bits=8, numel=q.numel, bytes=0, score=0.0)
+        for q in graph.layers
+    )
+    solver = SolverRecord(name="none", status="NONE", objective=0, bound=0, seconds=0)
+    return BitPlan(layers=rows, budget=Budget(size_bytes=1), size_bytes=0, metric="none", solver=solver)
+
+
+def outputs(model: onnx.ModelProto, samples: Samples) -> np.ndarray:
+    return ort.InferenceSession(model.SerializeToString()).run(None, dict(samples.inputs))[0]
+
+
+def prepared(path: Path) -> tuple[PreparedGraph, Samples, Capture]:
+    graph = prepare(path)
+    samples = samples_of(graph)
+    return graph, samples, capture(graph, samples, histograms=True)
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
+def test_every_activation_gets_a_positive_scale(method: str, residual_model: Path) -> None:
+    graph, _, captured = prepared(residual_model)
+    settings = QuantizeSettings(calibration_method=method)
+    quantized = quantize(graph, captured, uniform_plan(graph, 8), settings)
+    assert set(quantized.activation_scales) == set(graph.activations)
+    assert min(quantized.activation_scales.values()) > 0
+
+
+def test_bias_correction_removes_the_mean_error_of_each_class(residual_model: Path) -> None:
+    graph, samples, captured = prepared(residual_model)
+    reference = outputs(graph.model, samples)
+    errors = {}
+    for corrected in (False, True):
+        settings = QuantizeSettings(bias_correction=corrected)
+        model = qdq_model(quantize(graph, captured, uniform_plan(graph, 3), settings))
+        errors[corrected] = np.abs((outputs(model, samples) - reference).mean(axis=0)).mean()
+    assert errors[True] < errors[False]
+
+
+def test_a_dead_channel_keeps_its_bias(tmp_path: Path) -> None:
+    model = models.residual_network()
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    weight = numpy_helper.to_array(stored["main1_weight"]).copy()
+    bias = numpy_helper.to_array(stored["main1_bias"]).copy()
+    weight[2], bias[2] = weight[2] * 1e-22, 1.5
+    stored["main1_weight"].CopyFrom(numpy_helper.from_array(weight, "main1_weight"))
+    stored["main1_bias"].CopyFrom(numpy_helper.from_array(bias, "main1_bias"))
+    graph, _, captured = prepared(models.save(model, tmp_path / "dead.onnx"))
+    quantized = quantize(graph, captured, uniform_plan(graph, 8))
+    layer = next(q for q in quantized.layers if q.layer.name == "main1")
+    grid = quantized.activation_scales["add1_relu_out"]
+    held = layer.bias_codes("main1", grid) * layer.bias_scale(grid)
+    np.testing.assert_allclose(held[2], 1.5, rtol=1e-3)
+    np.testing.assert_allclose(held, layer.biases["main1"], atol=float(layer.bias_scale(grid).max()))
