@@ -22,12 +22,10 @@ import numpy as np
 import onnxruntime as ort
 
 from ompq_deploy.allocate import allocate
-from ompq_deploy.artifacts import Budget, Capture, PreparedGraph, Samples
+from ompq_deploy.artifacts import BitPlan, Budget, Capture, PreparedGraph, Samples, Scores, SizeTable
 from ompq_deploy.capture import capture
-from ompq_deploy.metrics import MetricSettings, score
 from ompq_deploy.metrics.orm import importance, orm_matrix
 from ompq_deploy.prepare import prepare
-from ompq_deploy.sizes import size_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL = SHARED / "models/imagenet/mobilenet_v2_1.0_224_keras.onnx"
@@ -81,15 +79,13 @@ def measure(graph: PreparedGraph, samples: Samples, repeats: int) -> dict[str, f
     """Median seconds of each step over interleaved repeats, after one round that is not counted."""
     session = plain_session(graph)
     first = capture(graph, samples)
-    scores = score(graph, first, BITS, MetricSettings())
-    sizes = size_table(graph, BITS, "weights")
-    budget = Budget(size_bytes=int(SHARE * sum(layer.numel for layer in graph.layers)), size_of="weights")
+    theta = orm(graph, first)
     steps: dict[str, Callable[[], object]] = {
         "plain": lambda: session.run(None, dict(samples.inputs)),
         "plain, new": lambda: plain_session(graph).run(None, dict(samples.inputs)),
         "capture": lambda: capture(graph, samples),
         "orm": lambda: orm(graph, first),
-        "solve": lambda: allocate(graph.layers, scores, sizes, budget),
+        "solve": lambda: solve(graph, theta),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
@@ -101,7 +97,16 @@ def measure(graph: PreparedGraph, samples: Samples, repeats: int) -> dict[str, f
 
 
 def orm(graph: PreparedGraph, captured: Capture) -> np.ndarray:
+    """Importance of every layer, float64 (L,)."""
     return importance(orm_matrix([captured.grams[layer.name] for layer in graph.layers]))
+
+
+def solve(graph: PreparedGraph, theta: np.ndarray) -> BitPlan:
+    """The plan of least sum_i theta_i 4^-b_i within `SHARE` of one byte per weight."""
+    numel = np.array([layer.numel for layer in graph.layers])
+    scores = Scores(metric="orm", bits=BITS, loss=theta[:, None] * 4.0 ** -np.array(BITS), importance=theta)
+    sizes = SizeTable(fixed=0, bytes=(numel[:, None] * np.array(BITS) + 7) // 8)
+    return allocate(graph.layers, scores, sizes, Budget(size_bytes=int(SHARE * numel.sum()), size_of="weights"))
 
 
 def plain_session(graph: PreparedGraph) -> ort.InferenceSession:

@@ -168,6 +168,21 @@ class SizeTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resource:
+    """A quantity a plan uses: `fixed` whatever the plan, plus int64 (L, C) `cost` per layer and choice; `limit`
+    is None where there is none. Names: "size", "bops", "latency", "activation memory"."""
+
+    name: str
+    cost: NDArray[np.int64]
+    fixed: int = 0
+    limit: int | None = None
+
+    def used(self, choice: NDArray[np.int64]) -> int:
+        """What a plan uses, one column per layer."""
+        return self.fixed + int(self.cost[np.arange(len(choice)), choice].sum())
+
+
+@dataclass(frozen=True, kw_only=True)
 class SolverRecord:
     """How the plan was found. `bound` is a proven lower bound of `objective`; equal when OPTIMAL."""
 

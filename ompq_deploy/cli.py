@@ -13,11 +13,12 @@ from typing import Any
 import click
 from rich.console import Console
 
+from ompq_deploy.bits import SUPPORTED
 from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preprocess, make_preprocess
 from ompq_deploy.errors import BadInput, OmpqError
 from ompq_deploy.metrics import GRANULARITIES, METRICS, orm
 from ompq_deploy.quantize.activations import METHODS
-from ompq_deploy.settings import TARGETS
+from ompq_deploy.settings import SOLVERS, TARGETS
 from ompq_deploy.sizes import SIZES
 
 if sys.version_info >= (3, 11):
@@ -86,10 +87,26 @@ DATA = _stack(
     click.option("--threads", type=click.IntRange(min=0), default=0, help="onnxruntime threads; 0: all cores."),
 )  # fmt: skip
 PLANNING = _stack(
-    click.option("--size", required=True, help="The budget: 6.7MB, 6.4MiB, 900000B or 60% of the float file."),
+    click.option("--size", help="The budget: 6.7MB, 6.4MiB, 900000B or 60% of the float file."),
     click.option("--size-of", type=click.Choice(SIZES), default="file", show_default=True,
                  help="What the budget counts."),
     click.option("--bits", default="4,8", show_default=True, help="Weight widths allowed: 4,8 or 2-8."),
+    click.option("--bops", help="Budget of bit operations, MACs x weight bits x activation bits: 75G."),
+    click.option("--activation-memory", help="Budget of activations alive at once, per sample: 4MB."),
+    click.option("--latency", help="Budget of time per run: 2ms (needs --latency-table)."),
+    click.option("--latency-table", type=click.Path(path_type=Path),
+                 help="Nanoseconds per layer and width, .json or .csv."),
+    click.option("--solver", type=click.Choice(SOLVERS), default="cp-sat", show_default=True,
+                 help="cp-sat and dp are exact; the others are the published methods, for comparison."),
+    click.option("--pin", multiple=True, metavar="PATTERN=BITS",
+                 help="Fix the width of a layer, or of all whose name a regular expression matches; may repeat."),
+    click.option("--exclude", "--nodes-to-exclude", multiple=True, metavar="PATTERN",
+                 help="Keep these layers at 8 bits (they are not left in float); may repeat."),
+    click.option("--first-last-bits", type=click.IntRange(SUPPORTED[0], SUPPORTED[-1]),
+                 help="Fix the first and the last layer; 8 is the rule of quantization-aware training."),
+    click.option("--tie", multiple=True, metavar="PATTERN",
+                 help="Give all layers that match one width; may repeat."),
+    click.option("--tie-residual", is_flag=True, help="Give a downsample convolution the width of its block's last."),
     click.option("--calib", "--calibration-data", "--calibration-data-path", type=click.Path(path_type=Path),
                  help="Images (a directory), .npy or .npz. Default: the bundled photographs."),
     click.option("--samples", type=int, default=DEFAULT_SAMPLES, show_default=True, help="Calibration samples used."),
@@ -182,6 +199,33 @@ def plan(model: Path, **flags: Any) -> None:
         _print_json(document)
     else:
         click.echo(f"plan: {out / 'plan.json'}")
+
+
+@cli.command()
+@MODEL
+@PLANNING
+@DATA
+@click.option(
+    "--over", type=click.Choice(("size", "bops", "latency")), default="size", show_default=True, help="What is swept."
+)
+@click.option("--points", type=click.IntRange(min=2), default=20, show_default=True, help="Limits tried.")
+@OUT
+@VERBOSITY
+def pareto(model: Path, **flags: Any) -> None:
+    """The exact front of loss over size, bit operations or latency: pareto.json and pareto.svg.
+
+    The limits given hold at every point, but for the one that is swept. `--solver` is always cp-sat here.
+    """
+    from ompq_deploy import verbs
+    from ompq_deploy.report.front import front_table
+
+    out = flags["out"] or _default_out(model)
+    document = verbs.write_pareto(model, _plan_settings(flags), flags["over"], flags["points"], out, _listener(flags))
+    if flags["as_json"]:
+        _print_json(document)
+    else:
+        Console().print(front_table(document))
+        click.echo(f"front: {out / 'pareto.json'}, {out / 'pareto.svg'}")
 
 
 @cli.command()
@@ -345,11 +389,31 @@ def _plan_settings(flags: dict[str, Any]) -> Any:
     from ompq_deploy.bits import parse_bits
     from ompq_deploy.metrics import MetricSettings
     from ompq_deploy.quantize import QuantizeSettings
+    from ompq_deploy.rules import Rules
     from ompq_deploy.settings import PlanSettings
+
+    if not any(flags.get(name) for name in ("size", "bops", "activation_memory", "latency", "over")):
+        raise BadInput(
+            "there is no budget to keep",
+            where="--size",
+            fix="give --size 60%, or one of --bops, --activation-memory and --latency",
+        )
 
     return PlanSettings(
         size=flags["size"],
         size_of=flags["size_of"],
+        bops=flags["bops"],
+        activation_memory=flags["activation_memory"],
+        latency=flags["latency"],
+        latency_table=flags["latency_table"],
+        solver=flags["solver"],
+        rules=Rules(
+            pins=flags["pin"],
+            exclude=flags["exclude"],
+            first_last_bits=flags["first_last_bits"],
+            ties=flags["tie"],
+            tie_residual=flags["tie_residual"],
+        ),
         bits=parse_bits(flags["bits"]),
         calib=flags["calib"],
         preprocess=_preprocess(flags),

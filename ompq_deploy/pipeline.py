@@ -12,8 +12,7 @@ from typing import Any
 
 import onnx
 
-from ompq_deploy.allocate import allocate
-from ompq_deploy.artifacts import BitPlan, Budget, Capture, PreparedGraph, QuantizedGraph, Samples, Scores, Verdict
+from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, QuantizedGraph, Samples, Scores, Verdict
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples
 from ompq_deploy.capture import capture
 from ompq_deploy.contest import Contest, captured_rows, hold_contest, split
@@ -29,13 +28,12 @@ from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.plan_file import plan_document
+from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import quantize
 from ompq_deploy.report import report_document, write_html
 from ompq_deploy.settings import DeploySettings, PlanSettings
-from ompq_deploy.sizes import size_table
 from ompq_deploy.timing import Listener, Stopwatch
-from ompq_deploy.units import parse_size
 from ompq_deploy.verify import verdict_document, verify
 
 QDQ_FILE = "model.qdq.onnx"
@@ -77,21 +75,15 @@ class _Results:
     failures: list[OmpqError] = field(default_factory=list)
 
 
-def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch) -> Planned:
-    """Prepare, capture, score and allocate."""
+def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizing: bool = True) -> Planned:
+    """Prepare, capture, score and allocate. What only the quantization reads is captured if that is to follow."""
     with watch.stage("prepare"):
         graph = prepare(model)
-        size = parse_size(settings.size, graph.float_bytes)
+        problem = allocation(graph, settings)
         samples = calibration_samples(graph, settings)
     with watch.stage("capture"):
-        captured = run_capture(graph, samples, settings)
-    sizes = size_table(graph, settings.bits, settings.size_of)
-    budget = Budget(size_bytes=size, size_of=settings.size_of)
-
-    def solve(scores: Scores) -> BitPlan:
-        return allocate(graph.layers, scores, sizes, budget, seed=settings.seed)
-
-    plan, contest, note = choose_plan(graph, samples, captured, solve, settings, watch)
+        captured = run_capture(graph, samples, settings, histograms=quantizing)
+    plan, contest, note = choose_plan(graph, samples, captured, problem.plan, settings, watch)
     document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
     document |= {"contest": contest.document() if contest else None, "metric_note": note}
     return Planned(graph=graph, samples=samples, capture=captured, plan=plan, document=document)
@@ -108,7 +100,7 @@ def choose_plan(
     """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
     if settings.metric.name != "auto":
         with watch.stage("score"):
-            rounding = round_weights(graph, settings.bits)
+            rounding = round_weights(graph, settings.widths)
             evidence = Evidence(
                 graph=graph, rounding=rounding, samples=samples, capture=captured, threads=settings.threads
             )
@@ -118,7 +110,7 @@ def choose_plan(
     parts = split(samples)
     inner = Stopwatch()
     with watch.stage("contest"):
-        rounding = round_weights(graph, settings.bits)
+        rounding = round_weights(graph, settings.widths)
         evidence = Evidence(
             graph=graph,
             rounding=rounding,
@@ -149,10 +141,10 @@ def calibration_samples(graph: PreparedGraph, settings: PlanSettings) -> Samples
     )
 
 
-def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> Capture:
-    """One capture, with histograms where the calibration method reads them."""
-    histograms = settings.quantize.calibration_method != "minmax"
-    return capture(graph, samples, histograms=histograms, threads=settings.threads)
+def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings, *, histograms: bool = True) -> Capture:
+    """One capture, with histograms if asked for and where the calibration method reads them."""
+    wanted = histograms and settings.quantize.calibration_method != "minmax"
+    return capture(graph, samples, histograms=wanted, threads=settings.threads)
 
 
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:

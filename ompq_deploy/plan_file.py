@@ -19,7 +19,6 @@ def plan_document(
     plan: BitPlan, graph: PreparedGraph, samples: Samples, settings: dict[str, Any], timings: dict[str, float]
 ) -> dict[str, Any]:
     """The JSON document of a plan. `achieved.file_bytes` is None until the file has been written."""
-    macs = {layer.name: layer.macs for layer in graph.layers}
     return {
         "schema": SCHEMA,
         "model": {"path": str(graph.source), "sha256": graph.sha256, "fp32_bytes": graph.float_bytes},
@@ -27,13 +26,16 @@ def plan_document(
         "budget": {
             "size_bytes": plan.budget.size_bytes,
             "size_of": plan.budget.size_of,
-            "bops": None,
-            "latency_ns": None,
+            "bops": plan.budget.bops,
+            "activation_bytes": plan.budget.activation_bytes,
+            "latency_ns": plan.budget.latency_ns,
         },
         "achieved": {
             "size_bytes": plan.size_bytes,
             "file_bytes": None,
-            "bops": sum(macs[row.name] * row.weight_bits * row.activation_bits for row in plan.layers),
+            "bops": plan.bops,
+            "activation_bytes": plan.activation_bytes,
+            "latency_ns": plan.latency_ns,
         },
         "metric": settings["metric"],
         "metric_chosen": plan.metric,
@@ -49,10 +51,11 @@ def load_plan(path: Path) -> tuple[BitPlan, dict[str, Any]]:
     """A plan and its whole document, read back. Raises BadInput for anything else than a plan.json."""
     try:
         document = json.loads(path.read_text())
+        achieved = {name: count for name, count in document["achieved"].items() if name != "file_bytes"}
         plan = BitPlan(
             layers=tuple(PlannedLayer(**row) for row in document["layers"]),
-            budget=Budget(size_bytes=document["budget"]["size_bytes"], size_of=document["budget"]["size_of"]),
-            size_bytes=document["achieved"]["size_bytes"],
+            budget=Budget(**document["budget"]),
+            **achieved,
             metric=document["metric_chosen"],
             solver=SolverRecord(**document["solver"]),
         )

@@ -9,17 +9,26 @@ from typing import Any
 from ompq_deploy.calib import DEFAULT_SAMPLES, Preprocess
 from ompq_deploy.metrics import MetricSettings
 from ompq_deploy.quantize import QuantizeSettings
+from ompq_deploy.rules import Rules
 
+SOLVERS = ("cp-sat", "dp", "mpqco-greedy", "ompq-lp", "ompq-dfs")
 TARGETS = ("auto", "onnx", "integer", "tensorrt", "tensorrt_rtx")
 DEFAULT_BITS = (4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What decides the plan. `size` is text such as "6.7MB" or "60%"."""
+    """What decides the plan. Limits are text: `size` "6.7MB" or "60%", `bops` "75G", `activation_memory` "4MB",
+    `latency` "2ms"; None is no limit."""
 
-    size: str
+    size: str | None = None
     size_of: str = "file"
+    bops: str | None = None
+    activation_memory: str | None = None
+    latency: str | None = None
+    latency_table: Path | None = None
+    solver: str = "cp-sat"
+    rules: Rules = field(default_factory=Rules)
     bits: tuple[int, ...] = DEFAULT_BITS
     calib: Path | None = None
     preprocess: Preprocess | None = None
@@ -29,6 +38,11 @@ class PlanSettings:
     seed: int = 0
     threads: int = 0
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every width a plan may hold: `bits`, and those only a rule asks for."""
+        return self.rules.widths(self.bits)
+
     def recorded(self) -> dict[str, Any]:
         """The settings as JSON values, for the lock file."""
         values = asdict(self)
@@ -36,6 +50,7 @@ class PlanSettings:
         values["metric"] = metric.pop("name")
         values["metric_settings"] = metric
         values["calib"] = str(self.calib) if self.calib else None
+        values["latency_table"] = str(self.latency_table) if self.latency_table else None
         values["bits"] = list(self.bits)
         return values
 
@@ -46,10 +61,13 @@ class PlanSettings:
         metric = MetricSettings(name=values.pop("metric"), **values.pop("metric_settings"))
         preprocess = values.pop("preprocess")
         calib = values.pop("calib")
+        table = values.pop("latency_table", None)
         return cls(
             metric=metric,
             preprocess=Preprocess.from_recorded(preprocess) if preprocess else None,
             calib=Path(calib) if calib else None,
+            latency_table=Path(table) if table else None,
+            rules=Rules.from_recorded(values.pop("rules", {})),
             bits=tuple(values.pop("bits")),
             quantize=QuantizeSettings(**values.pop("quantize")),
             **values,

@@ -31,12 +31,12 @@ def size_table(graph: PreparedGraph, bits: Sequence[int], size_of: str) -> SizeT
         per_layer = [[packed_bytes(layer.numel, b) + 8 * layer.channels for b in bits] for layer in graph.layers]
         return SizeTable(fixed=0, bytes=np.array(per_layer, np.int64))
     if size_of == "paper":
-        per_layer = [[packed_bytes(_paper_count(layer), b) for b in bits] for layer in graph.layers]
+        per_layer = [[packed_bytes(paper_count(layer), b) for b in bits] for layer in graph.layers]
         return SizeTable(fixed=0, bytes=np.array(per_layer, np.int64))
     raise BadInput(f"unknown kind of size {size_of!r}", where="--size-of", fix=f"choose one of {', '.join(SIZES)}")
 
 
-def _paper_count(layer: Layer) -> int:
+def paper_count(layer: Layer) -> int:
     """Parameters the paper counts: a convolution's BatchNorm has two per channel, a linear layer one bias."""
     return layer.numel + (2 if layer.op in ("Conv", "ConvTranspose") else 1) * layer.channels
 

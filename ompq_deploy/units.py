@@ -13,18 +13,16 @@ _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*|%)\s*", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
-def parse_size(text: str, float_bytes: int) -> int:
+def parse_size(text: str, float_bytes: int, flag: str = "--size") -> int:
     """Bytes meant by `text`: "6.7MB", "512KiB", "900000", or "60%" of `float_bytes`."""
     match = _SIZE.fullmatch(text)
     unit = match.group(2).lower() if match else "?"
     if match is None or (unit != "%" and unit not in FACTORS):
-        raise BadInput(
-            f"{text!r} is not a size", where="--size", fix="write it like 6.7MB, 6.4MiB, 700KB, 900000B or 60%"
-        )
+        raise BadInput(f"{text!r} is not a size", where=flag, fix="write it like 6.7MB, 6.4MiB, 700KB, 900000B or 60%")
     value = float(match.group(1))
     size = int(value * float_bytes / 100) if unit == "%" else int(value * FACTORS[unit])
     if size <= 0:
-        raise BadInput(f"the size {text!r} leaves no room at all", where="--size", fix="give a positive size")
+        raise BadInput(f"the size {text!r} leaves no room at all", where=flag, fix="give a positive size")
     return size
 
 

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ompq_deploy.artifacts import QuantizedGraph
+from ompq_deploy.artifacts import BitPlan, QuantizedGraph, Scores
 from ompq_deploy.calib import Preprocess, input_specs, load_labelled
 from ompq_deploy.errors import BackendMissing
 from ompq_deploy.evaluate import evaluate
@@ -18,19 +18,23 @@ from ompq_deploy.export.tensorrt.backend import BACKENDS, Backend, find_backend,
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.pareto import front, front_document, halfway
 from ompq_deploy.pipeline import (
     ENGINE_FILE,
     INTEGER_FILE,
     QDQ_FILE,
     TENSORRT_FILE,
     calibration_samples,
+    choose_plan,
     hold_budget,
     make_plan,
     run_capture,
 )
 from ompq_deploy.plan_file import check_plan_fits, load_plan, versions
+from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import load_model, prepare
 from ompq_deploy.quantize import quantize
+from ompq_deploy.report.front import front_svg
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.verify import verdict_document, verify
@@ -39,9 +43,40 @@ from ompq_deploy.verify import verdict_document, verify
 def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: Listener | None = None) -> dict[str, Any]:
     """The verb `plan`: decide the widths, write plan.json, return its document."""
     with OutputFolder(folder) as out:
-        planned = make_plan(model, settings, Stopwatch(listener))
+        planned = make_plan(model, settings, Stopwatch(listener), quantizing=False)
         out.write_json("plan.json", planned.document)
     return planned.document
+
+
+def write_pareto(
+    model: Path, settings: PlanSettings, over: str, points: int, folder: Path, listener: Listener | None = None
+) -> dict[str, Any]:
+    """The verb `pareto`: pareto.json and pareto.svg; the JSON document.
+
+    Under the metric `auto` the contest is held once, at half the range, and its winner scores the whole front.
+    """
+    watch = Stopwatch(listener)
+    seen: dict[str, Scores] = {}
+    with OutputFolder(folder) as out:
+        with watch.stage("prepare"):
+            graph = prepare(model)
+            problem = allocation(graph, settings)
+            samples = calibration_samples(graph, settings)
+        with watch.stage("capture"):
+            captured = run_capture(graph, samples, settings, histograms=False)
+
+        def plan(scores: Scores) -> BitPlan:
+            seen[scores.metric] = scores
+            return problem.limited(over, halfway(problem.problem(scores), over)).plan(scores)
+
+        metric = choose_plan(graph, samples, captured, plan, settings, watch)[0].metric
+        with watch.stage("front"):
+            found = front(problem.problem(seen[metric]), graph.layers, over, points, seed=settings.seed)
+        facts = {"model": graph.source.name, "sha256": graph.sha256, "metric": metric, "settings": settings.recorded()}
+        document = front_document(found, over, facts)
+        out.write_json("pareto.json", document)
+        out.write("pareto.svg", front_svg(document).encode())
+    return document
 
 
 def write_models(

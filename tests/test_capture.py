@@ -14,10 +14,12 @@ from onnx import TensorProto, helper
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.histograms import BINS, bin_counts
+from ompq_deploy.capture.instrument import bounds
 from ompq_deploy.capture.one_pass import exposed, one_pass_model
 from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.capture.stream import gram_matrix, groups_below, run_streamed
 from ompq_deploy.errors import BadInput
+from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.prepare import prepare
 from tests import models
 
@@ -144,26 +146,32 @@ def test_samples_off_axis_0_are_streamed(tmp_path: Path, count: int) -> None:
         assert relative_error(found.grams[name], gram) < TOLERANCE
 
 
-@pytest.mark.parametrize("lowest", [0.0, 0.25])
-@pytest.mark.parametrize("highest", [5.5, 8.0])
 @pytest.mark.parametrize("position", [2, 4])
+@pytest.mark.parametrize("first", [0.0, 3.0, 6.0])
+@pytest.mark.parametrize("extremes", [(0.25, 5.5), (-1.0, 5.5), (0.25, 8.0), (-1.0, 8.0)])
 def test_ranges_behind_clip_are_exact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int, lowest: float, highest: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int, first: float, extremes: tuple[float, float]
 ) -> None:
-    """One sample, probed or not, holds the extremes, at the bounds or short of them."""
+    """One sample, probed or not, holds the extremes, at the bounds or short of them; the first reaches one or none."""
     g = models.GraphBuilder()
     g.constant(np.ones((1, 1, 1, 1), np.float32), "weight")
-    zero, six = g.constant(np.float32(0), "zero"), g.constant(np.float32(6), "six")
+    zero, six = g.constant(np.array(0, np.float32), "zero"), g.constant(np.array(6, np.float32), "six")
     inside = g.node("Clip", [g.node("Conv", ["x", "weight"], "inner"), zero, six], "clip")
-    graph = prepare(
-        models.save(
-            g.model(["N", 1, 4, 4], g.node("Conv", [inside, "weight"], "outer"), ["N", 1, 4, 4]), tmp_path / "clip.onnx"
-        )
-    )
+    outside = g.node("Conv", [inside, "weight"], "outer")
+    graph = prepare(models.save(g.model(["N", 1, 4, 4], outside, ["N", 1, 4, 4]), tmp_path / "clip.onnx"))
     monkeypatch.setattr("ompq_deploy.capture.instrument.LARGE", 1)
     x = np.full((5, 1, 4, 4), 3, np.float32)
-    x[position, 0, 0, :2] = lowest, highest
-    assert capture(graph, samples_of(x)).ranges["clip_out"] == (lowest, min(highest, 6.0))
+    x[0] = first
+    x[position, 0, 0, :2] = extremes
+    clipped = np.clip(x, 0, 6)
+    assert capture(graph, samples_of(x)).ranges["clip_out"] == (clipped.min(), clipped.max())
+
+
+def test_bounds(graph: PreparedGraph) -> None:
+    index = GraphIndex(graph.model)
+    assert bounds(index, "stem_relu_out") == {"min": 0.0}
+    assert bounds(index, "depthwise_clip_out") == {"min": 0.0, "max": 6.0}
+    assert bounds(index, "project_out") == bounds(index, "x") == {}
 
 
 def test_only_small_results_leave_the_session(graph: PreparedGraph) -> None:

@@ -169,6 +169,79 @@ def test_a_configuration_file_gives_defaults_and_flags_win(
     assert run(residual_model, "--config", config, "--size", "1KB")[0] == 2
 
 
+def test_every_budget_and_rule_reaches_the_plan(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    names = ("stem", "depthwise", "project", "main1", "main2", "downsample", "fc")
+    table = tmp_path / "latency.json"
+    table.write_text(json.dumps({"fixed_ns": 10, "layers": {n: {"4": 100, "6": 150, "8": 200} for n in names}}))
+    out = tmp_path / "out"
+    code, _, err = run(
+        "plan", residual_model, "--calib", data, "--metric", "mse", "--out", out, "--size", "16KB", "--bops", "25M",
+        "--latency", "1.21us", "--latency-table", table, "--activation-memory", "8KB", "--pin", "main1=6",
+        "--exclude", "st.m", "--tie-residual", "--tie", "(depthwise|project)",
+    )  # fmt: skip
+    assert code == 0, err
+    plan = json.loads((out / "plan.json").read_text())
+    bits = {row["name"]: row["weight_bits"] for row in plan["layers"]}
+    assert plan["budget"] == {
+        "size_bytes": 16_000, "size_of": "file", "bops": 25_000_000, "activation_bytes": 8_000, "latency_ns": 1_210,
+    }  # fmt: skip
+    assert plan["achieved"]["bops"] <= 25_000_000
+    assert plan["achieved"]["latency_ns"] == 10 + sum(25 * width for width in bits.values()) <= 1_210
+    assert plan["achieved"]["activation_bytes"] == 3 * 8 * 16 * 16
+    assert (bits["main1"], bits["stem"]) == (6, 8)
+    assert bits["downsample"] == bits["main2"]
+    assert bits["depthwise"] == bits["project"]
+    assert plan["solver"]["status"] == "OPTIMAL"
+    assert run("quantize", out / "plan.json", "--target", "onnx")[0] == 0
+
+
+def test_bops_alone_are_a_budget(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, _, err = run(residual_model, "--bops", "20M", "--calib", data, "--out", out, "--target", "onnx",
+                       "--metric", "mse", "--first-last-bits", "8")  # fmt: skip
+    assert code == 0, err
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["achieved"]["bops"] <= 20_000_000
+    assert plan["achieved"]["file_bytes"] <= plan["budget"]["size_bytes"]
+    bits = [row["weight_bits"] for row in plan["layers"]]
+    assert bits[0] == bits[-1] == 8
+    assert 4 in bits
+
+
+@pytest.mark.parametrize("solver", ["dp", "mpqco-greedy", "ompq-dfs"])
+def test_the_other_solvers_write_plans_too(
+    solver: str, run: Run, residual_model: Path, data: Path, tmp_path: Path
+) -> None:
+    common = [residual_model, "--size", "10500B", "--bits", "2-8", "--metric", "mse", "--calib", data]
+    losses = {}
+    for name in ("cp-sat", solver):
+        code, stdout, err = run("plan", *common, "--solver", name, "--out", tmp_path / name, "--json")
+        assert code == 0, err
+        record = json.loads(stdout)["solver"]
+        assert record["name"] == name
+        losses[name] = record["objective"]
+    assert losses["cp-sat"] <= losses[solver] * (1 + 1e-6)
+
+
+def test_the_front_in_one_command(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, stdout, err = run("pareto", residual_model, "--bits", "2-8", "--calib", data, "--metric", "mse", "--points",
+                            "6", "--out", out, "--json")  # fmt: skip
+    assert code == 0, err
+    document = json.loads(stdout)
+    assert document == json.loads((out / "pareto.json").read_text())
+    assert document["over"] == "size"
+    sizes = [point["size_bytes"] for point in document["points"]]
+    assert sizes == sorted(sizes)
+    assert len(sizes) >= 4
+    assert all(point["status"] == "OPTIMAL" for point in document["points"])
+    assert (out / "pareto.svg").read_text().startswith("<svg")
+    code, stdout, _ = run("pareto", residual_model, "--over", "bops", "--size", "16KB", "--calib", data, "--points",
+                          "3", "--out", out)  # fmt: skip
+    assert code == 0
+    assert "OPTIMAL" in stdout
+
+
 BAD_RUNS = {
     "no such model": (["nowhere.onnx", "--size", "1MB"], 2, "no such model"),
     "size zero": (["MODEL", "--size", "0"], 2, "no room"),
@@ -179,9 +252,21 @@ BAD_RUNS = {
     "bad widths": (["MODEL", "--size", "1MB", "--bits", "4,16"], 2, "widths outside"),
     "too small": (["MODEL", "--size", "2KB"], 3, "smallest feasible size"),
     "zero samples": (["MODEL", "--size", "16KB", "--samples", "0"], 2, "at least 1"),
-    "too few samples for the metric": (["MODEL", "--size", "16KB", "--samples", "2"], 2, "at least 4"),
+    "too few samples for the metric": (
+        ["MODEL", "--size", "16KB", "--samples", "2", "--metric", "orm"],
+        2,
+        "at least 4",
+    ),
     "missing data": (["MODEL", "--size", "16KB", "--calib", "nowhere"], 2, "no such file"),
     "gate without data": (["MODEL", "--size", "16KB", "--max-drop", "1"], 2, "--eval"),
+    "bops banana": (["MODEL", "--bops", "banana"], 2, "--bops"),
+    "too few bops": (["MODEL", "--bops", "1k"], 3, "smallest feasible bops"),
+    "latency without a table": (["MODEL", "--latency", "2ms"], 2, "--latency-table"),
+    "activations as a share": (["MODEL", "--activation-memory", "5%"], 2, "--activation-memory"),
+    "too little activation memory": (["MODEL", "--activation-memory", "1KB"], 3, "activation memory is 6144 bytes"),
+    "no such layer": (["MODEL", "--size", "16KB", "--pin", "nowhere=4"], 2, "no layer matches"),
+    "unknown solver": (["MODEL", "--size", "16KB", "--solver", "magic"], 2, "magic"),
+    "no latency to sweep": (["pareto", "MODEL", "--over", "latency", "--metric", "mse"], 2, "--latency-table"),
     "bad mean": (["MODEL", "--size", "16KB", "--mean", "a,b"], 2, "list of numbers"),
 }
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ompq_deploy.allocate.feasibility import refuse_broken, refuse_infeasible
-from ompq_deploy.allocate.problem import Problem, Resource, Solution
-from ompq_deploy.allocate.rules import Rules, allowed_choices, fixed_widths, refuse_conflicts, tied_groups
+from ompq_deploy.allocate.problem import Int64, Problem, Solution
 from ompq_deploy.allocate.solvers import SOLVERS, run_solver
-from ompq_deploy.artifacts import BitPlan, Budget, Layer, PlannedLayer, Scores, SizeTable, SolverRecord
+from ompq_deploy.artifacts import BitPlan, Budget, Layer, PlannedLayer, Resource, Scores, SizeTable, SolverRecord
 from ompq_deploy.errors import BadInput
+from ompq_deploy.rules import Rules, allowed_choices, fixed_widths, refuse_conflicts, tied_groups
 
 __all__ = ["SOLVERS", "Rules", "allocate", "build_problem", "plan_of", "solve"]
 
@@ -85,7 +85,7 @@ def build_problem(
 
 
 def solve(
-    problem: Problem, layers: Sequence[Layer], solver: str = "cp-sat", *, seed: int = 0, hint: Solution | None = None
+    problem: Problem, layers: Sequence[Layer], solver: str = "cp-sat", *, seed: int = 0, hint: Int64 | None = None
 ) -> Solution:
     """A plan that keeps every limit, or InfeasibleBudget saying what stands in the way."""
     refuse_infeasible(problem, layers)

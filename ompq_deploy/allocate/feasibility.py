@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from ompq_deploy.allocate import cp_sat
-from ompq_deploy.allocate.problem import Problem, Resource, Solution
-from ompq_deploy.artifacts import Layer
-from ompq_deploy.errors import BadInput, InfeasibleBudget
+from ompq_deploy.allocate.problem import Problem, Solution
+from ompq_deploy.artifacts import Layer, Resource
+from ompq_deploy.errors import InfeasibleBudget
 from ompq_deploy.units import format_bytes, format_count, format_time
 
 FLAGS = {"size": "--size", "bops": "--bops", "latency": "--latency", "activation memory": "--activation-memory"}
@@ -44,9 +44,7 @@ def refuse_broken(problem: Problem, solution: Solution, solver: str) -> None:
     broken = problem.broken(solution.choice)
     if not broken:
         return
-    over = [
-        f"{r.name} {r.used(solution.choice):,} over {r.limit:,}" for r in broken
-    ]
+    over = [f"{r.name} {r.used(solution.choice):,} over {r.limit:,}" for r in broken]
     raise InfeasibleBudget(
         f"{solver} ends OVER BUDGET: " + ", ".join(over),
         where=f"--solver {solver}",

@@ -11,6 +11,8 @@ of the shares of each budget. The result can fall short of the optimum, and the 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from ompq_deploy.allocate import bounds
@@ -24,7 +26,8 @@ def solve(problem: Problem) -> Solution:
     chosen = greedy(rows)
     choice = rows.expand(one_hot(chosen, rows))
     proven = problem.loss_of(choice) if relaxed is None else rows.loss_bound(relaxed.bound)
-    return Solution(choice=choice, status="HEURISTIC", bound=min(problem.loss_of(choice), proven))
+    status = "OVER BUDGET" if problem.broken(choice) else "HEURISTIC"
+    return Solution(choice=choice, status=status, bound=proven)
 
 
 def greedy(rows: Compact) -> Int64:
@@ -34,7 +37,7 @@ def greedy(rows: Compact) -> Int64:
     steps = sorted(
         (-(rows.value[k, a] - rows.value[k, b]) / (size[k, b] - size[k, a]), k, at)
         for k, hull in enumerate(hulls)
-        for at, (a, b) in enumerate(zip(hull, hull[1:], strict=False))
+        for at, (a, b) in enumerate(itertools.pairwise(hull))
     )
     position = [0] * len(hulls)
     every = np.arange(len(hulls))

@@ -2,8 +2,9 @@
 
     ompq-lp    b_i = sum_b b x_ib of the relaxed optimum, rounded to the nearest width: np.around, unchecked,
                so the plan can break its budget (published lists do)
-    ompq-dfs   every b_i down or up to a neighbouring width; of the plans that keep the budget, the one that
-               uses most of it, found depth first from the last layer, widths up before down
+    ompq-dfs   every b_i down or up to a neighbouring width, or to one that the relaxed optimum mixes; of the plans
+               that keep the budget, the one that uses most of it, found depth first from the last layer, widths up
+               before down. Where sizes are linear in the widths, as in the paper, neighbours are what it mixes.
 
 The paper solves with SLSQP, whose interior answer is fractional in many layers; the simplex answer used here is
 fractional in at most as many layers as there are budgets. For Eq. 10 both have the same objective.
@@ -15,7 +16,7 @@ import numpy as np
 
 from ompq_deploy.allocate import bounds
 from ompq_deploy.allocate.greedy import one_hot
-from ompq_deploy.allocate.problem import Compact, Float64, Int64, Problem, Solution, compact
+from ompq_deploy.allocate.problem import Bool, Compact, Float64, Int64, Problem, Solution, compact
 
 
 def solve(problem: Problem) -> Solution | None:
@@ -36,7 +37,7 @@ def solve_by_search(problem: Problem) -> Solution | None:
     if relaxed is None:
         return None
     bits, mean = _weight_bits(problem), _mean_bits(problem, relaxed)
-    neighbours = [_neighbours(bits, np.flatnonzero(rows.allowed[k]), mean[k]) for k in range(len(mean))]
+    neighbours = [_neighbours(bits, rows.allowed[k], mean[k], relaxed.share[k]) for k in range(len(mean))]
     return _solution(problem, rows, _search(rows, neighbours), relaxed)
 
 
@@ -46,7 +47,8 @@ def _search(rows: Compact, neighbours: list[list[int]]) -> Int64:
     before = np.concatenate([np.zeros((1, len(rows.room)), np.int64), np.cumsum(least, axis=0)])
     best = np.array([near[-1] for near in neighbours], np.int64)
     most = -1
-    stack = [(len(neighbours), np.zeros(len(rows.room), np.int64), ())]
+    nothing: tuple[int, Int64, tuple[int, ...]] = (len(neighbours), np.zeros(len(rows.room), np.int64), ())
+    stack = [nothing]
     while stack:
         row, used, tail = stack.pop()
         if (used + before[row] > rows.room).any():
@@ -61,13 +63,16 @@ def _search(rows: Compact, neighbours: list[list[int]]) -> Int64:
     return best
 
 
-def _neighbours(bits: Float64, columns: Int64, mean: float) -> list[int]:
-    """The columns of the next width up and the next width down, once where they are the same."""
-    above = [c for c in columns.tolist() if bits[c] >= mean - 1e-6]
-    below = [c for c in columns.tolist() if bits[c] <= mean + 1e-6]
-    up = min(above, key=lambda c: bits[c]) if above else max(below, key=lambda c: bits[c])
-    down = max(below, key=lambda c: bits[c]) if below else up
-    return [up] if up == down else [up, down]
+def _neighbours(bits: Float64, allowed: Bool, mean: float, share: Float64) -> list[int]:
+    """The columns of the next width up, the next width down, and those mixed; the widest first."""
+    above = allowed & (bits >= mean - bounds.TOLERANCE)
+    below = allowed & (bits <= mean + bounds.TOLERANCE)
+    found = set(np.flatnonzero(share > bounds.TOLERANCE).tolist())
+    if above.any():
+        found.add(int(np.where(above, bits, np.inf).argmin()))
+    if below.any():
+        found.add(int(np.where(below, bits, -np.inf).argmax()))
+    return sorted(found, key=lambda c: -bits[c])
 
 
 def _solution(problem: Problem, rows: Compact, chosen: Int64, relaxed: bounds.Relaxation) -> Solution:

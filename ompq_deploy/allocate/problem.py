@@ -19,6 +19,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ompq_deploy.artifacts import Resource
+
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -28,19 +30,6 @@ LOSS_RESOLUTION = 10**8
 
 LARGEST_TIE_BREAK = 4 * 10**10
 """Keeps LOSS_RESOLUTION times the tie-break within 63 bits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resource:
-    """A quantity a plan uses: `fixed` whatever the plan, plus int64 (L, C) `cost`; `limit` is None if free."""
-
-    name: str
-    cost: Int64
-    fixed: int = 0
-    limit: int | None = None
-
-    def used(self, choice: Int64) -> int:
-        return self.fixed + int(self.cost[np.arange(len(choice)), choice].sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +91,14 @@ class Compact:
                 choice[layers] = column
         return choice
 
+    def counts(self, choice: Int64) -> Int64:
+        """How many rows of each class take each column in a plan, int64 (K, C); the inverse of `expand`."""
+        counts = np.zeros(self.value.shape, np.int64)
+        for k, rows in enumerate(self.members):
+            for layers in rows:
+                counts[k, choice[layers[0]]] += 1
+        return counts
+
     def loss_bound(self, value: float) -> float:
         """The lower bound of the loss that a lower bound of the objective proves."""
         return self.offset + self.unit * float(value // self.weight)
@@ -126,7 +123,8 @@ def compact(problem: Problem, *, count_identical: bool = True) -> Compact:
     spread = float((np.where(allowed, loss, -np.inf).max(axis=1) - best).sum())
     unit = spread / LOSS_RESOLUTION if spread > 0 else 1.0
     steps = np.where(allowed, np.rint((loss - best[:, None]) / unit), 0).astype(np.int64)
-    tie = totals[0] // (1 + int(totals[0].max(axis=1).sum()) // LARGEST_TIE_BREAK)
+    coarse = 1 + int(totals[0].max(axis=1).sum()) // LARGEST_TIE_BREAK if spread > 0 else 1
+    tie = totals[0] // coarse
     weight = int(tie.max(axis=1).sum()) + 1
     value = steps * weight + tie
 

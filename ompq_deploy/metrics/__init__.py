@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples, Scores
 from ompq_deploy.errors import BadInput
 from ompq_deploy.heads import find_head
@@ -20,14 +22,18 @@ from ompq_deploy.metrics.hawq import hawq
 from ompq_deploy.metrics.mpqco import mpqco
 from ompq_deploy.metrics.rounding import Rounding, round_weights
 
+if TYPE_CHECKING:
+    from ompq_deploy.metrics.gradients import Problem
+
 __all__ = ["CONTESTANTS", "GRANULARITIES", "METRICS", "Evidence", "MetricSettings", "round_weights", "score", "take"]
 
 FEWEST_SAMPLES = 8
 KL_WORK = 1.5e11
-HAWQ_WORK = 3e11
+HAWQ_WORK = 8e10
 """Multiply-accumulates a metric may spend; a few seconds on two cores. Never fewer than `FEWEST_SAMPLES`."""
-PROBES = 8
-PASSES_PER_PROBE = 4
+PROBES = 4
+PASSES_PER_PROBE = 8
+"""A Hessian-vector product costs about as much as 8 forward passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +88,35 @@ def _orm(evidence: Evidence, settings: MetricSettings) -> Scores:
 
 
 def _mpqco(evidence: Evidence, settings: MetricSettings) -> Scores:
-    from ompq_deploy import torch_graph
-
-    network = torch_graph.load(evidence.graph, "--metric mpqco")
+    problem = _differentiable(evidence, evidence.samples, settings)
     from ompq_deploy.metrics.gradients import projections
 
-    head = find_head(evidence.graph)
-    found = projections(network, evidence.graph, head, evidence.samples, evidence.rounding, settings.seed)
-    return mpqco(found, evidence.rounding.bits, head.note)
+    return mpqco(projections(problem, evidence.rounding), evidence.rounding.bits, problem.head.note)
 
 
 def _hawq(evidence: Evidence, settings: MetricSettings) -> Scores:
-    from ompq_deploy import torch_graph
-
-    network = torch_graph.load(evidence.graph, "--metric hawq")
+    samples = take(evidence.samples, _affordable(evidence.graph, HAWQ_WORK, PROBES * PASSES_PER_PROBE))
+    problem = _differentiable(evidence, samples, settings)
     from ompq_deploy.metrics.gradients import hessian_probes
 
-    head = find_head(evidence.graph)
-    samples = take(evidence.samples, _affordable(evidence.graph, HAWQ_WORK, PROBES * PASSES_PER_PROBE))
-    probes = hessian_probes(network, evidence.graph, head, samples, PROBES, settings.seed)
     sizes = np.array([layer.numel for layer in evidence.graph.layers], np.float64)
-    return hawq(probes, sizes, evidence.rounding.squared(), evidence.rounding.bits, head.note)
+    squared = evidence.rounding.squared()
+    return hawq(hessian_probes(problem, PROBES), sizes, squared, evidence.rounding.bits, problem.head.note)
+
+
+def _differentiable(evidence: Evidence, samples: Samples, settings: MetricSettings) -> Problem:
+    """The loss as torch sees it. Raises BackendMissing without torch, before anything imports it."""
+    network = torch_graph.load(evidence.graph, f"--metric {settings.name}")
+    from ompq_deploy.metrics.gradients import Problem
+
+    return Problem(
+        network=network,
+        graph=evidence.graph,
+        head=find_head(evidence.graph),
+        samples=samples,
+        seed=settings.seed,
+        threads=evidence.threads,
+    )
 
 
 def _kl(evidence: Evidence, _: MetricSettings) -> Scores:

@@ -24,6 +24,8 @@ BATCH = 8
 ZERO_POINT = 128
 ERRORS_ONLY = 3
 
+KEEP_FLOAT_WEIGHTS = ("session.disable_quant_qdq", "1")
+"""Without it onnxruntime quantizes a float weight between Q/DQ nodes by itself, to int8 per tensor."""
 CODES = ":codes"
 RAW = ":raw"
 
@@ -125,6 +127,7 @@ class Stream:
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = self._threads
+        options.add_session_config_entry(*KEEP_FLOAT_WEIGHTS)
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def _simulated(self, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from ompq_deploy.units import format_bytes
 
 MODEL_TITLES = {"float": "float", "qdq": "Q/DQ INT4/INT8", "integer": "integer-only"}
+FURTHER_BUDGETS = {"bops": "BOPs", "activation_bytes": "activation bytes", "latency_ns": "latency ns"}
 HTML_WIDTH = 110
 
 
@@ -31,7 +32,11 @@ def write_html(document: Mapping[str, Any]) -> str:
 
 def render(document: Mapping[str, Any]) -> RenderableType:
     """The layer table, the summary, and what was skipped or failed."""
-    parts: list[RenderableType] = [_layer_table(document), _summary_table(document)]
+    parts: list[RenderableType] = [_layer_table(document)]
+    parts += [_contest_table(document["contest"])] if document.get("contest") else []
+    if document.get("metric_note"):
+        parts.append(f"[yellow]metric {document['metric_chosen']}:[/] {escape(document['metric_note'])}")
+    parts.append(_summary_table(document))
     parts += [f"[yellow]skipped {name}:[/] {escape(reason)}" for name, reason in document["skipped"].items()]
     parts += [
         f"[red]failed:[/] {escape(failure['what'])} ({escape(failure['where'])})" for failure in document["failures"]
@@ -50,6 +55,21 @@ def _layer_table(document: Mapping[str, Any]) -> Table:
         table.add_row(
             escape(row["name"]), row["op"], f"{row['numel']:,}", widths, f"{row['bytes']:,}", f"{row['score']:.3g}"
         )
+    return table
+
+
+def _contest_table(contest: Mapping[str, Any]) -> Table:
+    """Every metric's plan on the samples held out, the best first and those skipped last."""
+    table = Table(title="contest of the metrics", title_justify="left", caption_justify="left")
+    for heading in ("metric", contest["measure"], "bytes", "seconds", ""):
+        table.add_column(heading, justify="left" if heading in ("metric", "") else "right")
+    entries = sorted(contest["entries"], key=lambda entry: (entry["loss"] is None, entry["loss"] or 0.0))
+    for entry in entries:
+        loss = "" if entry["loss"] is None else f"{entry['loss']:.5g}"
+        size = "" if entry["size_bytes"] is None else f"{entry['size_bytes']:,}"
+        remark = "chosen" if entry["metric"] == contest["winner"] else escape(entry["skipped"])
+        table.add_row(entry["metric"], loss, size, f"{entry['seconds']:.2f}", remark)
+    table.caption = f"scored on {contest['scored_samples']} samples, decided on {contest['held_out_samples']}"
     return table
 
 
@@ -75,6 +95,11 @@ def _summary_table(document: Mapping[str, Any]) -> Table:
             table.add_row("  of which weights", format_bytes(engine["weight_bytes"]), "", "", "", "")
     budget = document["budget"]
     table.caption = f"budget {budget['size_bytes']:,} bytes of {budget['size_of']}, used {_used(document):,}"
+    table.caption += "".join(
+        f"; {title} {budget[key]:,}, used {achieved[key]:,}"
+        for key, title in FURTHER_BUDGETS.items()
+        if budget.get(key) is not None
+    )
     table.caption_justify = "left"
     if document["verify"]:
         verdict = document["verify"]

@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ompq_deploy.allocate.problem import Bool, Int64
 from ompq_deploy.bits import SUPPORTED
 from ompq_deploy.errors import BadInput
+
+Bool = NDArray[np.bool_]
+Int64 = NDArray[np.int64]
 
 EXCLUDED_BITS = 8
 NAMES_SHOWN = 5
@@ -30,6 +34,14 @@ class Rules:
     first_last_bits: int | None = None
     ties: tuple[str, ...] = ()
     tie_residual: bool = False
+
+    @classmethod
+    def from_recorded(cls, values: dict[str, Any]) -> Rules:
+        """The rules a lock file holds, where tuples have become lists."""
+        lists = {name: tuple(values.get(name, ())) for name in ("pins", "exclude", "ties")}
+        return cls(
+            **lists, first_last_bits=values.get("first_last_bits"), tie_residual=values.get("tie_residual", False)
+        )
 
     def widths(self, bits: Sequence[int]) -> tuple[int, ...]:
         """Every width a plan may hold: those offered, and those only a rule asks for."""
@@ -96,7 +108,9 @@ def matching(pattern: str, names: Sequence[str], flag: str) -> list[str]:
         expression = re.compile(pattern)
     except re.error as e:
         raise BadInput(
-            f"{pattern!r} is neither a layer nor a regular expression: {e}", where=flag, fix="escape it, or name a layer"
+            f"{pattern!r} is neither a layer nor a regular expression: {e}",
+            where=flag,
+            fix="escape it, or name a layer",
         ) from e
     found = [name for name in names if expression.fullmatch(name)]
     if not found:

@@ -1,0 +1,140 @@
+"""`auto`: the contest of the metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ompq_deploy import contest, torch_graph, verbs
+from ompq_deploy.allocate import allocate
+from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, Samples, SizeTable
+from ompq_deploy.capture import capture
+from ompq_deploy.errors import BackendMissing
+from ompq_deploy.heads import divergence, find_head
+from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
+from ompq_deploy.numerics import packed_bytes
+from ompq_deploy.prepare import prepare
+from ompq_deploy.runner import run_samples
+from ompq_deploy.settings import PlanSettings
+from tests.quantized import inputs
+
+BITS = (2, 3, 4, 6, 8)
+
+
+@pytest.fixture
+def graph(residual_model: Path) -> PreparedGraph:
+    return prepare(residual_model)
+
+
+def samples_of(graph: PreparedGraph, count: int) -> Samples:
+    labels = np.random.default_rng(0).integers(0, 10, count)
+    return Samples(inputs=inputs(graph, count), labels=labels, source="test", sha256="")
+
+
+class Planner:
+    """Plans at a mean of 3 bits, kept by metric."""
+
+    def __init__(self, graph: PreparedGraph, samples: Samples) -> None:
+        self.graph = graph
+        self.parts = contest.split(samples)
+        self.rounding = round_weights(graph, BITS)
+        grams = contest.captured_rows(capture(graph, samples), self.parts.scored_rows)
+        self.evidence = Evidence(graph=graph, rounding=self.rounding, samples=self.parts.scored, capture=grams)
+        sizes = np.array([[packed_bytes(layer.numel, b) for b in BITS] for layer in graph.layers])
+        self.sizes = SizeTable(fixed=0, bytes=sizes)
+        self.budget = Budget(size_bytes=sum(packed_bytes(layer.numel, 3) for layer in graph.layers))
+        self.plans: dict[str, BitPlan] = {}
+
+    def __call__(self, metric: str) -> BitPlan:
+        scores = score(self.evidence, MetricSettings(name=metric))
+        self.plans[metric] = allocate(self.graph.layers, scores, self.sizes, self.budget)
+        return self.plans[metric]
+
+    def hold(self, metrics: tuple[str, ...] = CONTESTANTS) -> contest.Contest:
+        return contest.hold_contest(self.graph, self, metrics, self.parts, self.rounding)
+
+
+def test_the_winner_is_never_worse_than_any_metric_on_the_samples_held_out(graph: PreparedGraph) -> None:
+    planner = Planner(graph, samples_of(graph, 32))
+    result = planner.hold()
+    head = find_head(graph)
+    held_out = planner.parts.held_out
+    reference = run_samples(graph, {}, head.tensors, held_out)
+
+    def loss(plan: BitPlan) -> float:
+        weights = {name: planner.rounding.rounded(name, b) for name, b in plan.bits().items()}
+        return divergence(head, reference, run_samples(graph, weights, head.tensors, held_out))
+
+    measured = {metric: loss(plan) for metric, plan in planner.plans.items()}
+    assert len(set(measured.values())) > 2, "the metrics all agree, so there is no contest"
+    assert loss(result.plan) == min(measured.values())
+    assert {entry.metric for entry in result.entries} == set(CONTESTANTS)
+    for entry in result.entries:
+        if entry.metric in measured:
+            assert entry.loss == pytest.approx(measured[entry.metric])
+            assert entry.size_bytes == planner.plans[entry.metric].size_bytes <= planner.budget.size_bytes
+    assert result.plan.metric in measured
+
+
+def test_without_torch_it_goes_on_with_the_rest_and_says_so(
+    graph: PreparedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_graph, "find_spec", lambda name: None)
+    planner = Planner(graph, samples_of(graph, 16))
+    result = planner.hold()
+    skipped = {entry.metric: entry.skipped for entry in result.entries if entry.skipped}
+    assert set(skipped) == {"mpqco", "hawq"}
+    assert all("torch is not installed" in reason for reason in skipped.values())
+    assert result.plan.metric not in skipped
+
+
+def test_where_every_metric_fails_the_reason_is_raised(graph: PreparedGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_graph, "find_spec", lambda name: None)
+    with pytest.raises(BackendMissing, match="torch"):
+        Planner(graph, samples_of(graph, 16)).hold(("mpqco", "hawq"))
+
+
+def test_the_samples_of_the_contest_are_not_those_of_the_scores(graph: PreparedGraph) -> None:
+    samples = samples_of(graph, 64)
+    parts = contest.split(samples)
+    assert (len(parts.scored), len(parts.held_out)) == (48, 16)
+    together = np.concatenate([parts.scored.inputs["x"], parts.held_out.inputs["x"]])
+    assert len(np.unique(together, axis=0)) == 64
+    assert parts.scored.labels is not None
+    assert samples.labels is not None
+    np.testing.assert_array_equal(parts.scored.labels, samples.labels[list(parts.scored_rows)])
+    assert parts.note == ""
+
+
+def test_a_few_samples_are_shared_and_the_record_says_so(graph: PreparedGraph) -> None:
+    parts = contest.split(samples_of(graph, 8))
+    assert len(parts.scored) == len(parts.held_out) == 8
+    assert "fewer than 16 samples" in parts.note
+
+
+def test_the_grams_of_the_scored_samples_are_those_a_capture_of_them_alone_gives(graph: PreparedGraph) -> None:
+    samples = samples_of(graph, 16)
+    parts = contest.split(samples)
+    whole = contest.captured_rows(capture(graph, samples), parts.scored_rows)
+    alone = capture(graph, parts.scored)
+    for layer in graph.layers:
+        np.testing.assert_allclose(whole.grams[layer.name], alone.grams[layer.name], rtol=1e-4, atol=1e-3)
+
+
+def test_the_plan_records_the_whole_contest(residual_model: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images)
+    settings = PlanSettings(size="14KB", bits=BITS, calib=tmp_path / "data.npz")
+    verbs.write_plan(residual_model, settings, tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "plan.json").read_text())
+    record = document["contest"]
+    assert document["metric"] == "auto"
+    assert document["metric_chosen"] == record["winner"]
+    assert (record["scored_samples"], record["held_out_samples"]) == (24, 8)
+    assert [entry["metric"] for entry in record["entries"]] == list(CONTESTANTS)
+    losses = {entry["metric"]: entry["loss"] for entry in record["entries"] if entry["loss"] is not None}
+    assert losses[record["winner"]] == min(losses.values())
+    assert set(document["timings"]) >= {"contest_s", "score_s", "solve_s"}
