@@ -18,7 +18,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/ompq-deploy $(DEMO)/cifar10_resnet20w.onnx --size 320KB --preprocess torchvision \
+	$(BIN)/ompq-deploy $(DEMO)/cifar10_resnet20w.onnx --size 300KB --preprocess torchvision \
 	    --calib $(DEMO)/calib.npz --samples 128 --eval $(DEMO)/eval.npz --out demo.ompq
 
 test: $(STAMP)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -107,8 +107,9 @@ CASES = (
 class Bench:
     """One network with everything that is computed once for it."""
 
-    def __init__(self, case: Case, shared: Path) -> None:
+    def __init__(self, case: Case, shared: Path, results: dict[str, Any]) -> None:
         self.case = case
+        self.results = results
         self.data = shared / "data"
         self.graph = prepare(shared / "models" / case.model)
         self.samples = self._load(case.calib, CALIBRATION)
@@ -129,18 +130,21 @@ class Bench:
     def fine(self) -> Rounding:
         return round_weights(self.graph, BITS, steps=STEPS)
 
-    @cached_property
-    def scores(self) -> dict[str, Scores]:
-        """Filled by `score_of`: scores do not depend on the budget."""
-        return {}
-
-    def score_of(self, method: str, settings: MetricSettings) -> Scores:
-        if method not in self.scores:
+    def score_of(self, method: str, settings: MetricSettings, *, held_out: bool = False) -> Scores:
+        """Scores do not depend on the budget, so each is computed once and kept with the results."""
+        key = f"scores/{self.case.name}/{'auto ' if held_out else ''}{method}"
+        if key not in self.results:
             started = time.perf_counter()
             evidence = Evidence(graph=self.graph, rounding=self.coarse, samples=self.samples, capture=self.captured)
-            self.scores[method] = score(evidence, settings)
+            if held_out:
+                parts = split(self.samples)
+                evidence = replace(
+                    evidence, samples=parts.scored, capture=captured_rows(self.captured, parts.scored_rows)
+                )
+            self.results[key] = score(evidence, settings).loss.tolist()
             print(f"  {self.case.name}: {method} scored in {time.perf_counter() - started:.1f} s", flush=True)
-        return self.scores[method]
+        loss = np.array(self.results[key])
+        return Scores(metric=settings.name, bits=BITS, loss=loss, importance=loss[:, 0])
 
     def plan(self, scores: Scores, width: float) -> BitPlan:
         layers = self.graph.layers
@@ -149,17 +153,10 @@ class Bench:
         return allocate(layers, scores, SizeTable(fixed=0, bytes=table), budget)
 
     def auto_plan(self, width: float) -> BitPlan:
-        parts = split(self.samples)
-        chosen = captured_rows(self.captured, parts.scored_rows)
-        evidence = Evidence(graph=self.graph, rounding=self.coarse, samples=parts.scored, capture=chosen)
-
         def plan_under(metric: str) -> BitPlan:
-            known = f"auto {metric}"
-            if known not in self.scores:
-                self.scores[known] = score(evidence, MetricSettings(name=metric))
-            return self.plan(self.scores[known], width)
+            return self.plan(self.score_of(metric, MetricSettings(name=metric), held_out=True), width)
 
-        return hold_contest(self.graph, plan_under, CONTESTANTS, parts, self.coarse).plan
+        return hold_contest(self.graph, plan_under, CONTESTANTS, split(self.samples), self.coarse).plan
 
     def uniform(self, width: float) -> dict[str, int]:
         return dict.fromkeys((layer.name for layer in self.graph.layers), int(width))
@@ -225,7 +222,7 @@ class Bench:
 
 def fill(
     results: dict[str, Any], benches: Callable[[Case], Bench], cases: Iterable[Case], widths: Iterable[float],
-    modes: Iterable[str], study: bool, save: Callable[[], None],
+    modes: Iterable[str], study: bool, only: Sequence[str], save: Callable[[], None],
 ) -> None:  # fmt: skip
     """Compute every row that is missing."""
     methods = ORM_STUDY if study else METHODS
@@ -235,6 +232,7 @@ def fill(
             for width in widths:
                 started = time.perf_counter()
                 wanted = [*methods] if study else ["float", "uniform", *methods, "auto"]
+                wanted = [m for m in wanted if not only or m in only]
                 missing = [m for m in wanted if f"{prefix}{case.name}/{mode}/{width}/{m}" not in results]
                 if not missing:
                     continue
@@ -273,13 +271,14 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", type=float, default=list(WIDTHS))
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--study", action="store_true", help="ORM's parameters instead of the methods")
+    parser.add_argument("--methods", nargs="+", default=[], help="only these rows of the table")
     args = parser.parse_args()
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
     known: dict[str, Bench] = {}
 
     def benches(case: Case) -> Bench:
         if case.name not in known:
-            known[case.name] = Bench(case, args.shared)
+            known[case.name] = Bench(case, args.shared, results)
         return known[case.name]
 
     def save() -> None:
@@ -288,7 +287,7 @@ def main() -> None:
         beside.replace(args.results)
 
     cases = [case for case in CASES if case.name in args.models]
-    fill(results, benches, cases, args.widths, args.modes, args.study, save)
+    fill(results, benches, cases, args.widths, args.modes, args.study, args.methods, save)
     if args.table:
         from benchmarks.ablation_table import markdown
 

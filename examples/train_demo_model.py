@@ -138,7 +138,9 @@ def train(args: argparse.Namespace) -> nn.Module:
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = len(targets) // args.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.epochs, pct_start=args.warmup)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=steps * args.epochs, pct_start=args.warmup
+    )
     for epoch in range(args.epochs):
         model.train()
         started, total = time.time(), 0.0

@@ -119,8 +119,9 @@ class Capture:
     """What one pass over N samples leaves behind.
 
     `grams[layer]` is X X^T, float64 (N, N), of the layer's output flattened to X (N, C H W).
-    `ranges[tensor]` is (min, max) and `means[tensor]` the mean per channel (axis 1), float64 (C,), of each
-    tensor in `PreparedGraph.activations`. `histograms` is empty unless a calibration method asked for it.
+    `ranges[tensor]` is (min, max) and `means[tensor]` the mean per channel, float64 (C,), of each tensor in
+    `PreparedGraph.activations`: the channel axis is the last one for a tensor that a MatMul or Gemm layer reads
+    directly, and axis 1 for every other. `histograms` is empty unless a calibration method asked for it.
     """
 
     grams: Mapping[str, Float64]

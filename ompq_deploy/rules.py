@@ -87,17 +87,21 @@ def tied_groups(rules: Rules, names: Sequence[str], pairs: Sequence[Sequence[str
     return np.array([label[name] for name in names], np.int64)
 
 
-def refuse_conflicts(fixed: dict[str, int], names: Sequence[str], group: Int64) -> None:
-    """Raise BadInput where layers that are tied are fixed to different widths."""
-    for label in np.unique(group).tolist():
-        widths = {name: fixed[name] for name, mine in zip(names, group.tolist(), strict=True)
-                  if mine == label and name in fixed}  # fmt: skip
+def spread_over_ties(fixed: dict[str, int], names: Sequence[str], group: Int64) -> dict[str, int]:
+    """The fixed widths, each with the layers tied to its layer; BadInput where two of a group differ."""
+    spread: dict[str, int] = {}
+    for label in np.unique(group):
+        tied = [names[i] for i in np.flatnonzero(group == label)]
+        widths = {name: fixed[name] for name in tied if name in fixed}
         if len(set(widths.values())) > 1:
             raise BadInput(
                 "tied layers are fixed to different widths",
                 where=", ".join(f"{name} {width} bits" for name, width in widths.items()),
                 fix="give them one width, or untie them",
             )
+        if widths:
+            spread |= dict.fromkeys(tied, next(iter(widths.values())))
+    return spread
 
 
 def matching(pattern: str, names: Sequence[str], flag: str) -> list[str]:

@@ -18,10 +18,11 @@ ERRORS_ONLY = 3
 
 
 def start(model: onnx.ModelProto, threads: int = 0) -> ort.InferenceSession:
-    """A CPU session; `threads` 0 means one per core."""
+    """A CPU session; `threads` 0 means one per core. Idle threads sleep: many sessions run after each other here."""
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -44,8 +44,9 @@ def test_plans_are_optimal(seed: int) -> None:
 
 def test_ties_in_loss_go_to_the_smaller_plan() -> None:
     scores = Scores(metric="test", bits=(4, 8), loss=np.zeros((3, 2)), importance=np.zeros(3))
-    sizes = SizeTable(fixed=0, bytes=np.array([[10, 20]] * 3))
-    assert allocate(layers(3), scores, sizes, Budget(size_bytes=1000)).size_bytes == 30
+    for row in ([10, 20], [20, 10]):
+        sizes = SizeTable(fixed=0, bytes=np.array([row] * 3))
+        assert allocate(layers(3), scores, sizes, Budget(size_bytes=1000)).size_bytes == 30
 
 
 def test_equation_10_ends_all_low_or_all_high_but_for_one_layer() -> None:

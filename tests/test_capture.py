@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples
 from ompq_deploy.capture import capture
-from ompq_deploy.capture.histograms import BINS, bin_counts
+from ompq_deploy.capture.histograms import BINS, LARGEST_SHARE, bin_counts, evenly
 from ompq_deploy.capture.instrument import bounds
 from ompq_deploy.capture.one_pass import exposed, one_pass_model
 from ompq_deploy.capture.session import session_options, start
@@ -196,7 +196,7 @@ def test_taps_follow_the_tensor_they_reduce(graph: PreparedGraph) -> None:
             assert all(other.op_type == "ReorderOutput" for other in between)
 
 
-def test_histograms_count_every_element(graph: PreparedGraph) -> None:
+def test_histograms_count_every_element_of_small_tensors(graph: PreparedGraph) -> None:
     samples = random_samples(graph, 5)
     found = capture(graph, samples, histograms=True)
     values = tensors(graph, samples, graph.activations)
@@ -206,6 +206,15 @@ def test_histograms_count_every_element(graph: PreparedGraph) -> None:
         assert histogram.counts.sum() == values[name].size
         assert histogram.counts[-1] > 0
         assert histogram.limit == max(map(abs, found.ranges[name]))
+
+
+def test_large_tensors_are_sampled_evenly_over_rows_and_columns() -> None:
+    rows, columns = np.indices((256, 256), dtype=np.float32)
+    for coordinate in (rows, columns):
+        chosen = evenly(coordinate)
+        assert LARGEST_SHARE / 2 < chosen.size <= LARGEST_SHARE
+        assert abs(chosen.mean() - coordinate.mean()) < 1
+        assert len(np.unique(chosen)) == 256
 
 
 def test_bins() -> None:

@@ -36,6 +36,12 @@ def test_the_front_reaches_from_the_smallest_plan_to_the_best() -> None:
     assert points[-1].loss == pytest.approx(problem.loss.min(axis=1).sum())
 
 
+def test_a_plan_met_at_several_limits_is_kept_once() -> None:
+    points = front(random_problem(4, 3, 3), layers(3), "size", 60)
+    assert len(points) < 27
+    assert len({tuple(point.bits.values()) for point in points}) == len(points)
+
+
 def test_the_other_limits_hold_along_the_front() -> None:
     problem = random_problem(2, 10, 4, 2)
     limit = problem.resources[1].limit

@@ -13,8 +13,10 @@ from ompq_deploy.allocate import allocate
 from ompq_deploy.allocate.residual import residual_ties
 from ompq_deploy.artifacts import Budget, Scores, SizeTable
 from ompq_deploy.errors import BadInput
+from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import prepare
 from ompq_deploy.rules import Rules, allowed_choices, fixed_widths, matching, tied_groups
+from ompq_deploy.settings import PlanSettings
 from tests import models
 from tests.problems import layers
 
@@ -58,6 +60,8 @@ def test_only_a_rule_opens_a_width_that_is_not_offered() -> None:
 def test_ties_by_pattern_and_by_pair_merge() -> None:
     group = tied_groups(Rules(ties=("conv1.*",)), NAMES, [("conv10", "fc")])
     assert group.tolist() == [0, 0, 2, 3, 0]
+    chained = tied_groups(Rules(), NAMES, [("block.0.conv", "fc"), ("conv1", "block.0.conv")])
+    assert chained.tolist() == [0, 1, 0, 3, 0]
 
 
 def test_rules_survive_the_lock_file() -> None:
@@ -78,6 +82,24 @@ def test_the_plan_keeps_every_rule() -> None:
     assert plan["layer0"] == plan["layer5"] == plan["layer7"] == 8
     assert plan["layer1"] == plan["layer2"]
     assert {plan[name] for name in ("layer1", "layer2", "layer4", "layer6")} <= {2, 4}
+
+
+def test_a_pin_holds_for_everything_tied_to_it() -> None:
+    loss = np.array([[1.0, 0.0]] * 3)
+    scores = Scores(metric="test", bits=(4, 8), loss=loss, importance=loss[:, 0])
+    sizes = SizeTable(fixed=0, bytes=np.array([[1, 2]] * 3))
+    rules = Rules(pins=("layer0=4",), ties=("layer[01]",))
+    plan = allocate(layers(3), scores, sizes, Budget(size_bytes=9), rules=rules)
+    assert plan.bits() == {"layer0": 4, "layer1": 4, "layer2": 8}
+
+
+def test_rules_reach_the_allocation_of_a_graph(residual_model: Path) -> None:
+    graph = prepare(residual_model)
+    settings = PlanSettings(size="100%", bits=(4,), rules=Rules(pins=("main2=8",), tie_residual=True))
+    loss = np.array([[1.0, 0.0]] * 7)
+    scores = Scores(metric="test", bits=settings.widths, loss=loss, importance=loss[:, 0])
+    plan = allocation(graph, settings).plan(scores)
+    assert {name for name, bits in plan.bits().items() if bits == 8} == {"main2", "downsample"}
 
 
 def test_tied_layers_with_different_pins_are_refused() -> None:

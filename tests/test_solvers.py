@@ -65,6 +65,38 @@ def test_counting_identical_layers_changes_no_optimum(seed: int) -> None:
     assert figures(problem, cp_sat.solve(problem)) == pytest.approx(figures(problem, dynamic.solve(problem)), rel=1e-6)
 
 
+def test_a_choice_is_struck_out_only_where_every_budget_agrees() -> None:
+    problem = small_problem(loss=[[0.0, 1.0, 2.0]], size=[[1, 2, 3]], bops=[[9, 1, 1]], limits=(2, 5))
+    found = cp_sat.solve(problem)
+    assert found is not None
+    assert found.choice.tolist() == [1]
+
+
+def test_layers_are_identical_only_where_every_budget_agrees() -> None:
+    problem = small_problem(loss=[[1.0, 0.0]] * 2, size=[[1, 2]] * 2, bops=[[1, 9], [1, 3]], limits=(None, 4))
+    assert len(compact(problem).count) == 2
+    found = cp_sat.solve(problem)
+    assert found is not None
+    assert found.choice.tolist() == [0, 1]
+
+
+def small_problem(
+    *, loss: list[list[float]], size: list[list[int]], bops: list[list[int]], limits: tuple[int | None, int | None]
+) -> Problem:
+    count, columns = len(loss), len(loss[0])
+    return Problem(
+        names=tuple(f"layer{i}" for i in range(count)),
+        choices=tuple((4 + c, 8) for c in range(columns)),
+        loss=np.array(loss),
+        resources=(
+            Resource(name="size", cost=np.array(size), limit=limits[0]),
+            Resource(name="bops", cost=np.array(bops), limit=limits[1]),
+        ),
+        allowed=np.ones((count, columns), bool),
+        group=np.arange(count),
+    )
+
+
 @pytest.mark.parametrize(
     ("solver", "budgets"),
     [("dp", 1), *((name, budgets) for name in ("mpqco-greedy", "ompq-lp", "ompq-dfs") for budgets in (1, 2))],
@@ -99,11 +131,13 @@ def test_greed_can_miss_the_optimum_and_its_bound_says_so() -> None:
         allowed=np.ones((3, 2), bool),
         group=np.arange(3),
     )
-    assert greedy.solve(problem).choice.tolist() == [1, 0, 0]
+    greedily = greedy.solve(problem)
+    assert greedily is not None
+    assert greedily.choice.tolist() == [1, 0, 0]
+    assert greedily.bound == pytest.approx(6.0)
     exact = cp_sat.solve(problem)
     assert exact is not None
     assert exact.choice.tolist() == [0, 1, 1]
-    assert greedy.solve(problem).bound == pytest.approx(6.0)
 
 
 def rounding_up() -> Problem:

@@ -15,7 +15,7 @@ from ompq_deploy.allocate.problem import Int64, Problem, Solution
 from ompq_deploy.allocate.solvers import SOLVERS, run_solver
 from ompq_deploy.artifacts import BitPlan, Budget, Layer, PlannedLayer, Resource, Scores, SizeTable, SolverRecord
 from ompq_deploy.errors import BadInput
-from ompq_deploy.rules import Rules, allowed_choices, fixed_widths, refuse_conflicts, tied_groups
+from ompq_deploy.rules import Rules, allowed_choices, fixed_widths, spread_over_ties, tied_groups
 
 __all__ = ["SOLVERS", "Rules", "allocate", "build_problem", "plan_of", "solve"]
 
@@ -69,9 +69,8 @@ def build_problem(
     rules = rules or Rules()
     names = tuple(layer.name for layer in layers)
     _refuse_bad_losses(names, scores)
-    fixed = fixed_widths(rules, names)
     group = tied_groups(rules, names, ties)
-    refuse_conflicts(fixed, names, group)
+    fixed = spread_over_ties(fixed_widths(rules, names), names, group)
     widths = [activation_bits] * len(scores.bits) if isinstance(activation_bits, int) else list(activation_bits)
     size = Resource(name="size", cost=sizes.bytes, fixed=sizes.fixed, limit=budget.size_bytes)
     return Problem(

@@ -19,15 +19,15 @@ from ompq_deploy.allocate import bounds
 from ompq_deploy.allocate.problem import Compact, Float64, Int64, Problem, Solution, compact
 
 
-def solve(problem: Problem) -> Solution:
-    """The greedy plan; over budget only where the smallest choices already are."""
+def solve(problem: Problem) -> Solution | None:
+    """The greedy plan, over budget only where the smallest choices already are; None where even the LP is infeasible."""
     rows = compact(problem, count_identical=False)
     relaxed = bounds.relaxation(rows)
-    chosen = greedy(rows)
-    choice = rows.expand(one_hot(chosen, rows))
-    proven = problem.loss_of(choice) if relaxed is None else rows.loss_bound(relaxed.bound)
+    if relaxed is None:
+        return None
+    choice = rows.expand(one_hot(greedy(rows), rows))
     status = "OVER BUDGET" if problem.broken(choice) else "HEURISTIC"
-    return Solution(choice=choice, status=status, bound=proven)
+    return Solution(choice=choice, status=status, bound=rows.loss_bound(relaxed.bound))
 
 
 def greedy(rows: Compact) -> Int64:

@@ -35,7 +35,8 @@ LARGEST_TIE_BREAK = 4 * 10**10
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One instance. `loss` is finite and nonnegative; `choices` are (weight bits, activation bits); the first
-    of `resources` breaks ties; `group` holds one label per layer, equal where layers are tied."""
+    of `resources` breaks ties; `group` holds one label per layer, equal where layers are tied;
+    every group has a choice that all its layers may take."""
 
     names: tuple[str, ...]
     choices: tuple[tuple[int, int], ...]

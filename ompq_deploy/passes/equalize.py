@@ -102,7 +102,9 @@ def _pairs(index: GraphIndex, layers: tuple[Layer, ...]) -> Iterator[tuple[Layer
 def _alone(index: GraphIndex, layer: Layer) -> bool:
     """Whether a layer is one node whose weight and bias nobody shares; ConvTranspose is left as it is."""
     constants = [name for name in index.nodes[layer.name].input[1:] if name]
-    return layer.op != "ConvTranspose" and len(layer.nodes) == 1 and all(len(index.consumers(c)) == 1 for c in constants)
+    return (
+        layer.op != "ConvTranspose" and len(layer.nodes) == 1 and all(len(index.consumers(c)) == 1 for c in constants)
+    )
 
 
 def _write(

@@ -13,11 +13,8 @@ from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize.activations import activation_scales
 from ompq_deploy.quantize.bias_correction import mean_output_error
+from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
-
-
-BIAS_LIMIT = 2.0**30
-"""Bias codes stay below this, which leaves half of int32 for the products; bias correction moves them little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +46,6 @@ def quantize(
             biases = _corrected(index, graph, capture, layer, error, biases)
         layers.append(QuantizedLayer(layer=layer, bits=width, codes=codes, scale=scale, biases=biases))
     return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=grids)
-
-
-def float_biases(index: GraphIndex, layer: Layer) -> dict[str, Float32]:
-    """The bias of each node of a layer that has one, float32 per output channel, by node name."""
-    biases = {}
-    for name in layer.nodes:
-        node = index.nodes[name]
-        if len(node.input) > 2 and node.input[2]:
-            bias = index.constant(node.input[2]).astype(np.float32).reshape(-1)
-            biases[name] = np.broadcast_to(bias, (layer.channels,)) if bias.size == 1 else bias
-    return biases
-
-
-def least_scales(index: GraphIndex, layer: Layer, biases: Mapping[str, Float32], grids: Mapping[str, float]) -> Float32:
-    """The smallest weight scale per channel, float32 (C,), at which every node's bias is an int32 below BIAS_LIMIT."""
-    least = np.zeros(layer.channels, np.float32)
-    for node, bias in biases.items():
-        tensor = layer.inputs[layer.nodes.index(node)]
-        grid = grids[layer_grid(index, grids, tensor)]
-        largest = np.abs(bias).reshape(-1, layer.channels).max(axis=0)
-        least = np.maximum(least, largest / (grid * BIAS_LIMIT))
-    return least.astype(np.float32)
 
 
 def _corrected(

@@ -1,11 +1,17 @@
-"""The float biases of a layer's nodes."""
+"""The float biases of a layer's nodes, and the weight scales at which they fit into int32."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from ompq_deploy.artifacts import Float32, Layer
 from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.placement import layer_grid
+
+BIAS_LIMIT = 2.0**30
+"""Bias codes stay below this, which leaves half of int32 for the products; bias correction moves them little."""
 
 
 def float_biases(index: GraphIndex, layer: Layer) -> dict[str, Float32]:
@@ -17,3 +23,14 @@ def float_biases(index: GraphIndex, layer: Layer) -> dict[str, Float32]:
             bias = index.constant(node.input[2]).astype(np.float32).reshape(-1)
             biases[name] = np.broadcast_to(bias, (layer.channels,)) if bias.size == 1 else bias
     return biases
+
+
+def least_scales(index: GraphIndex, layer: Layer, biases: Mapping[str, Float32], grids: Mapping[str, float]) -> Float32:
+    """The smallest weight scale per channel, float32 (C,), at which every node's bias is an int32 below BIAS_LIMIT."""
+    least = np.zeros(layer.channels, np.float32)
+    for node, bias in biases.items():
+        tensor = layer.inputs[layer.nodes.index(node)]
+        grid = grids[layer_grid(index, grids, tensor)]
+        largest = np.abs(bias).reshape(-1, layer.channels).max(axis=0)
+        least = np.maximum(least, largest / (grid * BIAS_LIMIT))
+    return least.astype(np.float32)

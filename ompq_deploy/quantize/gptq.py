@@ -46,6 +46,12 @@ def damped(hessian: Float64, fraction: float) -> Float64:
     return hessian + np.where(level > 0, fraction * level, 1.0)[:, None, None] * np.eye(hessian.shape[-1])
 
 
+def shrunk(hessian: Float64, share: float) -> Float64:
+    """H with its off-diagonal entries `share` smaller: what few samples say about correlations is exaggerated."""
+    keep = 1 - share
+    return keep * hessian + share * np.einsum("gkk->gk", hessian)[:, :, None] * np.eye(hessian.shape[-1])
+
+
 def least_squares_target(weight: Float64, cross: Float64, hessian: Float64, fraction: float) -> Float64:
     """W' for `cross` = X' Y^T / p (G, K, R) and `hessian` = X' X'^T / p, undamped."""
     return weight + np.linalg.solve(damped(hessian, fraction), cross - hessian @ weight)
@@ -57,8 +63,12 @@ def output_error(weight: NDArray, codes: NDArray, scale: NDArray, hessian: NDArr
     return np.einsum("gkr,gkr->gr", hessian @ error, error)
 
 
-def second_order_codes(weight: Float64, hessian: Float64, bits: int) -> tuple[NDArray[np.int8], Float32]:
-    """Codes int8 (G, K, R) and positive scales float32 (G, R) of small E(Q), for a positive definite `hessian`.
+def second_order_codes(
+    weight: Float64, hessian: Float64, bits: int, least: Float32 | None = None
+) -> tuple[NDArray[np.int8], Float32]:
+    """Codes int8 (G, K, R) and positive scales float32 (G, R), none below `least`, of small E(Q).
+
+    `hessian` must be positive definite.
 
     Each row takes the best of a few scales, tried with error feedback; then descent and rescaling in turn.
     """
@@ -66,10 +76,11 @@ def second_order_codes(weight: Float64, hessian: Float64, bits: int) -> tuple[ND
     w = np.take_along_axis(weight, order[:, :, None], axis=1).astype(np.float32)
     ordered = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], axis=1), order[:, None, :], axis=2)
     h = ordered.astype(np.float32)
-    codes, scale = _best_feedback(w, h, unit_upper(ordered).astype(np.float32), bits)
+    least = np.zeros(weight[:, 0].shape, np.float32) if least is None else least
+    codes, scale = _best_feedback(w, h, unit_upper(ordered).astype(np.float32), bits, least)
     for _ in range(SWEEPS):
         codes = descend(w, h, scale, codes, bits)
-        scale = refit(w, h, scale, codes)
+        scale = np.maximum(refit(w, h, scale, codes), least)
     codes = descend(w, h, scale, codes, bits)
     back = np.argsort(order, axis=1)
     return np.take_along_axis(codes, back[:, :, None], axis=1).astype(np.int8), scale
@@ -125,19 +136,21 @@ def unit_upper(hessian: Float64) -> Float64:
     return upper / np.einsum("gkk->gk", upper)[:, None, :]
 
 
-def _best_feedback(weight: Float32, hessian: Float32, unit: Float32, bits: int) -> tuple[Float32, Float32]:
+def _best_feedback(
+    weight: Float32, hessian: Float32, unit: Float32, bits: int, least: Float32
+) -> tuple[Float32, Float32]:
     """The codes and scales of least E(Q) among the scales tried, row by row."""
     groups, columns, rows = weight.shape
     start = best_scale(weight.swapaxes(1, 2).reshape(-1, columns), bits).reshape(groups, rows)
     ratios = [1.0]
     if columns <= SEARCHED_COLUMNS:
         ratios += [*np.linspace(SHRINKAGE[bits], 1.0, RATIOS, endpoint=False), 1.1]
-    best, scale, least = np.zeros_like(weight), start, np.full((groups, rows), np.inf, np.float32)
+    best, scale, lowest = np.zeros_like(weight), start, np.full((groups, rows), np.inf, np.float32)
     for ratio in ratios:
-        candidate = start * np.float32(ratio)
+        candidate = np.maximum(start * np.float32(ratio), least)
         codes = feedback(weight, unit, candidate, bits)
         error = output_error(weight, codes, candidate, hessian)
-        better = error < least
+        better = error < lowest
         best = np.where(better[:, None, :], codes, best)
-        scale, least = np.where(better, candidate, scale), np.where(better, error, least)
+        scale, lowest = np.where(better, candidate, scale), np.where(better, error, lowest)
     return best, scale

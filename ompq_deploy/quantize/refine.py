@@ -23,12 +23,13 @@ from ompq_deploy.artifacts import Float32, Layer, PreparedGraph, QuantizedLayer,
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.quantize import columns, gptq
-from ompq_deploy.quantize.biases import float_biases
+from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import Accumulator, Moments, draw_positions
 from ompq_deploy.quantize.stream import ZERO_POINT, Head, Stream, pieces
-from ompq_deploy.weight_scale import quantize_weight
+from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 DAMPING = 0.01
+SHRINK = 0.0
 TARGET_DAMPING = 0.1
 """More than in H, because W' is fitted and would follow the calibration samples."""
 
@@ -66,7 +67,8 @@ def refine(
         bias = biases[layer.name].get(node.name)
         moments = _measure(exact, quantized, layer, node, settings.seed)
         if layer.name not in codes:
-            codes[layer.name] = _round(layer, weights[layer.name], bits[layer.name], moments, bias, settings)
+            least = least_scales(index, layer, biases[layer.name], scales)
+            codes[layer.name] = _round(layer, weights[layer.name], bits[layer.name], moments, bias, least, settings)
         if settings.bias_correction:
             bias = biases[layer.name][node.name] = _mean_matching_bias(layer, *codes[layer.name], moments)
         quantized.step(_head(node, layer, *codes[layer.name], bias))
@@ -102,18 +104,28 @@ def _measure(exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProt
 
 
 def _round(
-    layer: Layer, weight: Float32, bits: int, moments: Moments, bias: Float32 | None, settings: RefineSettings
+    layer: Layer,
+    weight: Float32,
+    bits: int,
+    moments: Moments,
+    bias: Float32 | None,
+    least: Float32,
+    settings: RefineSettings,
 ) -> tuple[NDArray[np.int8], Float32]:
     """Codes and scales of a layer's weight."""
     if layer.op == "ConvTranspose" and layer.groups > 1:
-        return quantize_weight(weight, bits, layer.channel_axis)  # its groups share their scales
+        # its groups share their scales
+        return widen_for_bias(
+            weight, *quantize_weight(weight, bits, layer.channel_axis), least, bits, layer.channel_axis
+        )
     if settings.bias_correction:
         moments = moments.centred()
     elif bias is not None:
         moments = moments.without(bias.reshape(moments.output_mean.shape).astype(np.float64))
     w = columns.weight_columns(layer, weight).astype(np.float64)
     target = gptq.least_squares_target(w, moments.cross, moments.hessian, TARGET_DAMPING)
-    found, scale = gptq.second_order_codes(target, gptq.damped(moments.hessian, DAMPING), bits)
+    hessian = gptq.damped(gptq.shrunk(moments.hessian, SHRINK), DAMPING)
+    found, scale = gptq.second_order_codes(target, hessian, bits, least.reshape(w.shape[0], w.shape[2]))
     return np.ascontiguousarray(columns.weight_from_columns(layer, found)), scale.reshape(-1)
 
 
