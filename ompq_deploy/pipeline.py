@@ -12,10 +12,21 @@ from typing import Any
 
 import onnx
 
-from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, QuantizedGraph, Samples, Scores, Verdict
+from ompq_deploy.artifacts import (
+    BitPlan,
+    Budget,
+    Capture,
+    PreparedGraph,
+    QuantizedGraph,
+    Samples,
+    Scores,
+    SizeTable,
+    Verdict,
+)
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples
 from ompq_deploy.capture import capture
 from ompq_deploy.contest import Contest, captured_rows, hold_contest, split
+from ompq_deploy.engine_fit import fit_engine
 from ompq_deploy.errors import BackendMissing, GateFailed, OmpqError
 from ompq_deploy.evaluate import Evaluation, compare, evaluate
 from ompq_deploy.export.integer.emit import integer_model
@@ -30,7 +41,7 @@ from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import prepare
-from ompq_deploy.quantize import quantize
+from ompq_deploy.quantize import QuantizeSettings, quantize
 from ompq_deploy.report import report_document, write_html
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
@@ -83,10 +94,35 @@ def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizi
         samples = calibration_samples(graph, settings)
     with watch.stage("capture"):
         captured = run_capture(graph, samples, settings, histograms=quantizing)
-    plan, contest, note = choose_plan(graph, samples, captured, problem.plan, settings, watch)
+
+    def choose(sizes: SizeTable) -> tuple[BitPlan, tuple[Contest | None, str]]:
+        solve = replace(problem, sizes=sizes).plan
+        plan, contest, note = choose_plan(graph, samples, captured, solve, settings, watch)
+        return plan, (contest, note)
+
+    if settings.size_of == "engine":
+        measure = engine_measure(graph, captured)
+        plan, (contest, note) = fit_engine(
+            problem.sizes, problem.budget.size_bytes, problem.smallest(), measure, choose
+        )
+    else:
+        plan, (contest, note) = choose(problem.sizes)
     document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
     document |= {"contest": contest.document() if contest else None, "metric_note": note}
     return Planned(graph=graph, samples=samples, capture=captured, plan=plan, document=document)
+
+
+def engine_measure(graph: PreparedGraph, captured: Capture) -> Callable[[BitPlan], int]:
+    """A function that builds the engine of a plan, weights rounded to nearest, and tells its bytes."""
+    backend = find_backend("auto")
+    if backend is None:
+        raise BackendMissing(no_backend_note(), where="--size-of engine", fix="install one of them, or count the file")
+    quick = QuantizeSettings(calibration_method="minmax", bias_correction=False)
+
+    def measure(plan: BitPlan) -> int:
+        return len(build_engine(tensorrt_graph(quantize(graph, captured, plan, quick)), backend).plan)
+
+    return measure
 
 
 def choose_plan(
@@ -198,7 +234,7 @@ def _write_models(
             out.write_model(INTEGER_FILE, models["integer"])
     if _wants_engine(settings.targets):
         with watch.stage("engine"):
-            _write_engine(out, quantized, backend, settings.targets, results)
+            _write_engine(out, quantized, backend, settings.targets, planned.plan.budget, results)
     if program is not None:
         with watch.stage("verify"):
             results.verdict = verify(program, models["integer"], models["qdq"], planned.samples)
@@ -266,7 +302,12 @@ def _wants_engine(targets: tuple[str, ...]) -> bool:
 
 
 def _write_engine(
-    out: OutputFolder, quantized: QuantizedGraph, backend: Backend | None, targets: tuple[str, ...], results: _Results
+    out: OutputFolder,
+    quantized: QuantizedGraph,
+    backend: Backend | None,
+    targets: tuple[str, ...],
+    budget: Budget,
+    results: _Results,
 ) -> None:
     model = tensorrt_graph(quantized)
     out.write_model(TENSORRT_FILE, model)
@@ -280,6 +321,14 @@ def _write_engine(
         if "auto" not in targets:
             results.failures.append(e)
         return
+    if budget.size_of == "engine" and len(build.plan) > budget.size_bytes:
+        results.failures.append(
+            GateFailed(
+                f"the engine takes {len(build.plan)} bytes, more than the budget of {budget.size_bytes}",
+                where=ENGINE_FILE,
+                fix="lower --size a little: refined weights made another engine than the one planned with",
+            )
+        )
     out.write(ENGINE_FILE, build.plan)
     results.engine = engine_record(build, quantized, backend)
     out.write_json("engine.json", results.engine)

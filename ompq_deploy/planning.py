@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ompq_deploy.allocate import allocate, build_problem
 from ompq_deploy.allocate.problem import Problem
 from ompq_deploy.allocate.residual import residual_ties
@@ -34,6 +36,13 @@ class Allocation:
             resources=self.resources, rules=self.settings.rules, ties=self.ties, offered=self.settings.bits,
             solver=self.settings.solver, seed=self.settings.seed,
         )  # fmt: skip
+
+    def smallest(self) -> BitPlan:
+        """The plan of the fewest bytes that the rules and the other limits allow."""
+        widths = self.settings.widths
+        none = np.zeros((len(self.graph.layers), len(widths)))
+        whatever = Scores(metric="size", bits=widths, loss=none, importance=none[:, 0])
+        return self.plan(whatever)
 
     def limited(self, name: str, limit: int) -> Allocation:
         """The same allocation with another limit on one resource."""

@@ -2,6 +2,7 @@
 
 file      model.qdq.onnx on disk: packed codes, scales, biases, graph; exact to the byte's framing
 weights   packed codes + 4 bytes of scale and 4 of bias per output channel
+engine    the engine's constants as TensorRT stores them; `engine_fit.py` accounts for the rest by building it
 paper     (weights + 2 C_out of BatchNorm, or the bias of a fully connected layer) * b / 8, as OMPQ and
           HAWQ-V3 count; no scales
 """
@@ -14,11 +15,12 @@ import numpy as np
 from onnx import ModelProto
 
 from ompq_deploy.artifacts import Layer, PreparedGraph, QuantizedGraph, QuantizedLayer, SizeTable
+from ompq_deploy.engine_fit import stored_constants
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export import qdq
 from ompq_deploy.numerics import packed_bytes
 
-SIZES = ("file", "weights", "paper")
+SIZES = ("file", "weights", "engine", "paper")
 
 
 def size_table(graph: PreparedGraph, bits: Sequence[int], size_of: str) -> SizeTable:
@@ -29,6 +31,9 @@ def size_table(graph: PreparedGraph, bits: Sequence[int], size_of: str) -> SizeT
         return SizeTable(fixed=fixed, bytes=qdq.layer_bytes(graph.layers, bits))
     if size_of == "weights":
         per_layer = [[packed_bytes(layer.numel, b) + 8 * layer.channels for b in bits] for layer in graph.layers]
+        return SizeTable(fixed=0, bytes=np.array(per_layer, np.int64))
+    if size_of == "engine":
+        per_layer = [[stored_constants(layer.numel, layer.channels, b) for b in bits] for layer in graph.layers]
         return SizeTable(fixed=0, bytes=np.array(per_layer, np.int64))
     if size_of == "paper":
         per_layer = [[packed_bytes(paper_count(layer), b) for b in bits] for layer in graph.layers]
