@@ -117,7 +117,7 @@ def engine_measure(graph: PreparedGraph, captured: Capture) -> Callable[[BitPlan
     backend = find_backend("auto")
     if backend is None:
         raise BackendMissing(no_backend_note(), where="--size-of engine", fix="install one of them, or count the file")
-    quick = QuantizeSettings(calibration_method="minmax", bias_correction=False)
+    quick = QuantizeSettings(effort="quick", calibration_method="minmax", bias_correction=False)
 
     def measure(plan: BitPlan) -> int:
         return len(build_engine(tensorrt_graph(quantize(graph, captured, plan, quick)), backend).plan)
@@ -183,6 +183,15 @@ def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings, 
     return capture(graph, samples, histograms=wanted, threads=settings.threads)
 
 
+def run_quantize(
+    graph: PreparedGraph, captured: Capture, plan: BitPlan, samples: Samples, settings: PlanSettings
+) -> QuantizedGraph:
+    """The integers of a plan, at the effort the settings ask for."""
+    return quantize(
+        graph, captured, plan, settings.quantize, samples=samples, seed=settings.seed, threads=settings.threads
+    )
+
+
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
     """The whole job. Raises OmpqError for input, budget and environment; gates that fail are in the result."""
     watch = Stopwatch(listener)
@@ -221,7 +230,7 @@ def _write_models(
     watch: Stopwatch,
 ) -> None:
     with watch.stage("quantize"):
-        quantized = quantize(planned.graph, planned.capture, planned.plan, settings.plan.quantize)
+        quantized = run_quantize(planned.graph, planned.capture, planned.plan, planned.samples, settings.plan)
     models: dict[str, onnx.ModelProto] = {"float": planned.graph.model}
     with watch.stage("export"):
         models["qdq"] = qdq_model(quantized)

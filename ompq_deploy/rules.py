@@ -91,7 +91,7 @@ def spread_over_ties(fixed: dict[str, int], names: Sequence[str], group: Int64) 
     """The fixed widths, each with the layers tied to its layer; BadInput where two of a group differ."""
     spread: dict[str, int] = {}
     for label in np.unique(group):
-        tied = [names[i] for i in np.flatnonzero(group == label)]
+        tied = [names[i] for i in np.flatnonzero(group == label).tolist()]
         widths = {name: fixed[name] for name in tied if name in fixed}
         if len(set(widths.values())) > 1:
             raise BadInput(

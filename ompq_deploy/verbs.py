@@ -29,11 +29,11 @@ from ompq_deploy.pipeline import (
     hold_budget,
     make_plan,
     run_capture,
+    run_quantize,
 )
 from ompq_deploy.plan_file import check_plan_fits, load_plan, versions
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import load_model, prepare
-from ompq_deploy.quantize import quantize
 from ompq_deploy.report.front import front_svg
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
@@ -95,7 +95,7 @@ def write_models(
         with watch.stage("capture"):
             captured = run_capture(graph, samples, settings)
         with watch.stage("quantize"):
-            quantized = quantize(graph, captured, plan, settings.quantize)
+            quantized = run_quantize(graph, captured, plan, samples, settings)
         with watch.stage("export"):
             if {"auto", "onnx"} & set(targets):
                 path = out.write_model(QDQ_FILE, qdq_model(quantized))

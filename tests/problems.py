@@ -32,8 +32,8 @@ def random_problem(
     seed: int, count: int, columns: int = 3, budgets: int = 1, *, ties: bool = False, fixed: bool = False
 ) -> Problem:
     """Losses mostly falling and costs rising with the column, but for some rows of a second budget; limits between
-    least and most, so that one budget is always feasible. `ties` ties random layers, `fixed` leaves random layers, one of a
-    group, one choice."""
+    least and most, so that one budget is always feasible. `ties` ties random layers; `fixed` leaves random layers, one
+    of a group, one choice."""
     random = np.random.default_rng(seed)
     loss = np.sort(random.random((count, columns)), axis=1)[:, ::-1].copy()
     swapped = random.random(count) < 0.2

@@ -45,7 +45,7 @@ def prepared(path: Path) -> tuple[PreparedGraph, Samples, Capture]:
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
 def test_every_activation_gets_a_positive_scale(method: str, residual_model: Path) -> None:
     graph, _, captured = prepared(residual_model)
-    settings = QuantizeSettings(calibration_method=method)
+    settings = QuantizeSettings(effort="quick", calibration_method=method)
     quantized = quantize(graph, captured, uniform_plan(graph, 8), settings)
     assert set(quantized.activation_scales) == set(graph.activations)
     assert min(quantized.activation_scales.values()) > 0
@@ -56,7 +56,7 @@ def test_bias_correction_removes_the_mean_error_of_each_class(residual_model: Pa
     reference = outputs(graph.model, samples)
     errors = {}
     for corrected in (False, True):
-        settings = QuantizeSettings(bias_correction=corrected)
+        settings = QuantizeSettings(effort="quick", bias_correction=corrected)
         model = qdq_model(quantize(graph, captured, uniform_plan(graph, 3), settings))
         errors[corrected] = np.abs((outputs(model, samples) - reference).mean(axis=0)).mean()
     assert errors[True] < errors[False]
@@ -71,7 +71,7 @@ def test_a_dead_channel_keeps_its_bias(tmp_path: Path) -> None:
     stored["main1_weight"].CopyFrom(numpy_helper.from_array(weight, "main1_weight"))
     stored["main1_bias"].CopyFrom(numpy_helper.from_array(bias, "main1_bias"))
     graph, _, captured = prepared(models.save(model, tmp_path / "dead.onnx"))
-    quantized = quantize(graph, captured, uniform_plan(graph, 8))
+    quantized = quantize(graph, captured, uniform_plan(graph, 8), QuantizeSettings(effort="quick"))
     layer = next(q for q in quantized.layers if q.layer.name == "main1")
     grid = quantized.activation_scales["add1_relu_out"]
     held = layer.bias_codes("main1", grid) * layer.bias_scale(grid)

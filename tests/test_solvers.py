@@ -248,3 +248,28 @@ def test_the_command_line_offers_every_solver() -> None:
     assert tuple(SOLVERS) == NAMES
     with pytest.raises(BadInput, match="unknown solver"):
         solve(random_problem(0, 3), layers(3), "magic")
+
+
+def test_past_the_limit_the_gap_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses proportional to sizes: a subset sum, which no solver proves quickly."""
+    random = np.random.default_rng(0)
+    weights = random.integers(1_000, 2_000_000, 60)
+    bits = np.arange(2, 9)
+    cost = weights[:, None] * bits // 8
+    problem = Problem(
+        names=tuple(f"layer{i}" for i in range(60)),
+        choices=tuple((int(b), 8) for b in bits),
+        loss=weights[:, None] * 4.0**-bits,
+        resources=(Resource(name="size", cost=cost, limit=int(0.55 * cost.max(axis=1).sum())),),
+        allowed=np.ones((60, 7), bool),
+        group=np.arange(60),
+    )
+    monkeypatch.setattr(cp_sat, "DETERMINISTIC_LIMIT", 0.1)
+    found = cp_sat.solve(problem)
+    assert found is not None
+    assert found.status == "FEASIBLE"
+    assert not problem.broken(found.choice)
+    assert 0.99 * problem.loss_of(found.choice) < found.bound < problem.loss_of(found.choice)
+    again = cp_sat.solve(problem)
+    assert again is not None
+    assert again.choice.tolist() == found.choice.tolist()

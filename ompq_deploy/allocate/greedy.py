@@ -20,7 +20,7 @@ from ompq_deploy.allocate.problem import Compact, Float64, Int64, Problem, Solut
 
 
 def solve(problem: Problem) -> Solution | None:
-    """The greedy plan, over budget only where the smallest choices already are; None where even the LP is infeasible."""
+    """The greedy plan, over budget only where the smallest choices already are; None where the LP is infeasible."""
     rows = compact(problem, count_identical=False)
     relaxed = bounds.relaxation(rows)
     if relaxed is None:

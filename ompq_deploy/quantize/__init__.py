@@ -7,33 +7,78 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ompq_deploy.artifacts import BitPlan, Capture, Float32, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import (
+    BitPlan,
+    Capture,
+    Float32,
+    Layer,
+    PreparedGraph,
+    QuantizedGraph,
+    QuantizedLayer,
+    Samples,
+)
+from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize.activations import activation_scales
 from ompq_deploy.quantize.bias_correction import mean_output_error
 from ompq_deploy.quantize.biases import float_biases, least_scales
+from ompq_deploy.quantize.refine import RefineSettings, refine
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
+
+EFFORTS = ("quick", "default")
+"""quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
-    """How activations are calibrated, and whether biases absorb the mean rounding error."""
+    """How hard to work on the rounding, how activations are calibrated, and whether biases absorb the mean error."""
 
+    effort: str = "default"
     calibration_method: str = "mse"
     bias_correction: bool = True
 
 
 def quantize(
-    graph: PreparedGraph, capture: Capture, plan: BitPlan, settings: QuantizeSettings | None = None
+    graph: PreparedGraph,
+    capture: Capture,
+    plan: BitPlan,
+    settings: QuantizeSettings | None = None,
+    *,
+    samples: Samples | None = None,
+    seed: int = 0,
+    threads: int = 0,
 ) -> QuantizedGraph:
-    """Codes, scales and biases for `plan`. Raises BadInput for an unknown calibration method."""
+    """Codes, scales and biases for `plan`. Every effort but quick reads `samples`, those of the capture.
+
+    Raises BadInput for an unknown effort or calibration method, and where samples are missing.
+    """
     settings = settings or QuantizeSettings()
+    grids = activation_scales(capture, settings.calibration_method)
+    if settings.effort not in EFFORTS:
+        raise BadInput(
+            f"unknown effort {settings.effort!r}", where="--effort", fix=f"choose one of {', '.join(EFFORTS)}"
+        )
+    if settings.effort == "quick":
+        layers = _rounded(graph, capture, plan, grids, settings.bias_correction)
+    elif samples is None:
+        raise BadInput(
+            f"effort {settings.effort!r} needs the calibration samples", where="--effort", fix="give them, or use quick"
+        )
+    else:
+        refinement = RefineSettings(bias_correction=settings.bias_correction, seed=seed, threads=threads)
+        layers = refine(graph, samples, plan.bits(), grids, refinement)
+    return QuantizedGraph(graph=graph, layers=layers, activation_scales=grids)
+
+
+def _rounded(
+    graph: PreparedGraph, capture: Capture, plan: BitPlan, grids: Mapping[str, float], bias_correction: bool
+) -> tuple[QuantizedLayer, ...]:
+    """Every layer rounded to nearest."""
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     bits = plan.bits()
-    grids = activation_scales(capture, settings.calibration_method)
     layers = []
     for layer in graph.layers:
         weight, width = weights[layer.name], bits[layer.name]
@@ -41,11 +86,11 @@ def quantize(
         biases = float_biases(index, layer)
         least = least_scales(index, layer, biases, grids)
         codes, scale = widen_for_bias(weight, codes, scale, least, width, layer.channel_axis)
-        if settings.bias_correction:
+        if bias_correction:
             error = codes * along_axis(scale, weight.ndim, layer.channel_axis) - weight
             biases = _corrected(index, graph, capture, layer, error, biases)
         layers.append(QuantizedLayer(layer=layer, bits=width, codes=codes, scale=scale, biases=biases))
-    return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=grids)
+    return tuple(layers)
 
 
 def _corrected(

@@ -75,9 +75,8 @@ class Accumulator:
         return Moments(hessian=hessian, cross=cross, input_mean=input_mean, output_mean=output_mean)
 
 
-def draw_positions(available: int, batches: int, random: np.random.Generator, samples: int = 1) -> NDArray[np.intp]:
-    """At most `MAX_POSITIONS` / (`batches` * `samples`) of the `available` positions, ascending, at least one."""
-    wanted = max(1, MAX_POSITIONS // (batches * samples))
+def draw_positions(available: int, wanted: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """`wanted` of the `available` positions, but at least one and at most all, ascending."""
     if wanted >= available:
         return np.arange(available)
-    return np.sort(random.choice(available, wanted, replace=False))
+    return np.sort(random.choice(available, max(1, wanted), replace=False))

@@ -24,13 +24,13 @@ from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.quantize import columns, gptq
 from ompq_deploy.quantize.biases import float_biases, least_scales
-from ompq_deploy.quantize.covariance import Accumulator, Moments, draw_positions
+from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
 from ompq_deploy.quantize.stream import ZERO_POINT, Head, Stream, pieces
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 DAMPING = 0.01
 SHRINK = 0.0
-TARGET_DAMPING = 0.1
+TARGET_DAMPING = 1.0
 """More than in H, because W' is fitted and would follow the calibration samples."""
 
 
@@ -71,7 +71,7 @@ def refine(
             codes[layer.name] = _round(layer, weights[layer.name], bits[layer.name], moments, bias, least, settings)
         if settings.bias_correction:
             bias = biases[layer.name][node.name] = _mean_matching_bias(layer, *codes[layer.name], moments)
-        quantized.step(_head(node, layer, *codes[layer.name], bias))
+        quantized.step(head_of(node, layer, *codes[layer.name], bias))
     return tuple(
         QuantizedLayer(
             layer=layer,
@@ -91,8 +91,8 @@ def _measure(exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProt
 
     def watch(batch: int, output: NDArray) -> None:
         x, scale = quantized.value(batch, node.input[0])
-        samples = len(output) if layer.op.startswith("Conv") else 1
-        positions = draw_positions(columns.output_positions(layer, output), len(quantized), random, samples)
+        spread = len(quantized) * (len(output) if layer.op.startswith("Conv") else 1)
+        positions = draw_positions(columns.output_positions(layer, output), MAX_POSITIONS // spread, random)
         zero = ZERO_POINT if scale else 0
         inputs = columns.input_columns(layer, node, x, output.shape[2:], positions, zero)
         if scale:
@@ -135,7 +135,7 @@ def _mean_matching_bias(layer: Layer, codes: NDArray[np.int8], scale: Float32, m
     return (moments.output_mean - mean).reshape(-1).astype(np.float32)
 
 
-def _head(node: onnx.NodeProto, layer: Layer, codes: NDArray[np.int8], scale: Float32, bias: Float32 | None) -> Head:
+def head_of(node: onnx.NodeProto, layer: Layer, codes: NDArray[np.int8], scale: Float32, bias: Float32 | None) -> Head:
     """The layer's node with the values its codes stand for; MatMul has no bias input and gets an Add."""
     weight_name, bias_name = f"{node.name}:weight", f"{node.name}:bias"
     constants = {weight_name: codes * along_axis(scale, codes.ndim, layer.channel_axis)}

@@ -72,7 +72,7 @@ class Stream:
         return len(self._batches)
 
     def value(self, batch: int, tensor: str) -> tuple[NDArray, float]:
-        """A tensor in front of the next piece, and its scale: codes less `ZERO_POINT` times it, or 0 for plain values."""
+        """A tensor in front of the next piece and its scale, which is 0 where the values are not codes."""
         return self._batches[batch][tensor], self._scales.get(tensor, 0.0)
 
     def step(self, head: Head | None = None, tap: str = "", watch: Watch | None = None) -> None:
@@ -146,8 +146,8 @@ class Stream:
     def _grid(self, tensor: str, constants: dict[str, onnx.TensorProto]) -> tuple[str, str]:
         """Names of the scale and zero-point of a tensor."""
         scale, zero_point = f"{tensor}{CODES}_scale", f"{tensor}{CODES}_zero_point"
-        constants[scale] = numpy_helper.from_array(np.float32(self._scales[tensor]), scale)
-        constants[zero_point] = numpy_helper.from_array(np.uint8(ZERO_POINT), zero_point)
+        constants[scale] = numpy_helper.from_array(np.array(self._scales[tensor], np.float32), scale)
+        constants[zero_point] = numpy_helper.from_array(np.array(ZERO_POINT, np.uint8), zero_point)
         return scale, zero_point
 
     def _fed(self, tensor: str) -> str:

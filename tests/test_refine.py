@@ -1,0 +1,175 @@
+"""Refinement leaves less output error than rounding, whatever the layers' kind, and the same on every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from ompq_deploy.artifacts import Capture, Layer, PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.capture import capture
+from ompq_deploy.errors import BadInput
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.numerics import signed_range
+from ompq_deploy.prepare import prepare
+from ompq_deploy.quantize import EFFORTS, QuantizeSettings, columns, quantize
+from ompq_deploy.quantize.refine import head_of
+from ompq_deploy.quantize.stream import Stream, pieces
+from tests import models
+from tests.test_quantize import uniform_plan
+
+COUNT = 64
+Network = Callable[[], onnx.ModelProto]
+
+
+def smooth_samples(graph: PreparedGraph, count: int = COUNT, seed: int = 0) -> Samples:
+    """Low-pass noise: neighbouring elements are correlated, as in images."""
+    random = np.random.default_rng(seed)
+    shape = [d.dim_value for d in graph.model.graph.input[0].type.tensor_type.shape.dim][1:]
+    coarse = random.standard_normal((count, *[max(1, size // 4) if i else size for i, size in enumerate(shape)]))
+    for axis, size in enumerate(shape[1:], start=2):
+        coarse = np.repeat(coarse, -(-size // coarse.shape[axis]), axis=axis).take(np.arange(size), axis=axis)
+    x = coarse + 0.1 * random.standard_normal((count, *shape))
+    return Samples(inputs={"x": x.astype(np.float32)}, labels=None, source="noise", sha256="")
+
+
+def run(model: onnx.ModelProto, samples: Samples, batch: int) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, feed)[0] for feed in samples.batches(batch)])
+
+
+def prepared(model: onnx.ModelProto, folder: Path) -> tuple[PreparedGraph, Samples, Capture]:
+    graph = prepare(models.save(model, folder / "model.onnx"))
+    samples = smooth_samples(graph)
+    return graph, samples, capture(graph, samples, histograms=True)
+
+
+def output_error(quantized: QuantizedGraph, samples: Samples) -> float:
+    batch = quantized.graph.batch or COUNT
+    reference = run(quantized.graph.model, samples, batch)
+    return float(np.square(run(qdq_model(quantized), samples, batch) - reference).mean())
+
+
+def varied_network() -> onnx.ModelProto:
+    """Strides, dilation, groups, asymmetric pads, ConvTranspose, MatMul on rank 3, a Gemm that is not transposed."""
+    g = models.GraphBuilder(5)
+    x = g.node("Relu", [g.conv("x", "strided", 3, 8, strides=[2, 2], pads=[0, 1, 2, 1])], "relu1")
+    x = g.node("Relu", [g.conv(x, "dilated", 8, 12, dilations=[2, 2], pads=[2, 2, 2, 2])], "relu2")
+    x = g.node("Relu", [g.conv(x, "grouped", 12, 12, groups=3)], "relu3")
+    up = g.constant((g.random.standard_normal((12, 6, 4, 4)) / 8).astype(np.float32), "up_weight")
+    x = g.node("Relu", [g.node("ConvTranspose", [x, up], "up", strides=[2, 2], pads=[1, 1, 1, 1])], "relu4")
+    rows = g.node("Reshape", [x, g.constant(np.array([0, 6, 256], np.int64), "shape")], "rows")
+    mix = g.constant((g.random.standard_normal((256, 20)) / 16).astype(np.float32), "mix_weight")
+    x = g.node("Relu", [g.node("MatMul", [rows, mix], "mix")], "relu5")
+    last = g.constant((g.random.standard_normal((120, 5)) / 11).astype(np.float32), "last_weight")
+    return g.model(["N", 3, 16, 16], g.node("Gemm", [g.node("Flatten", [x], "flat"), last], "last"), ["N", 5])
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("network", [models.residual_network, varied_network])
+def test_less_error_than_rounding_on_other_samples(
+    network: Callable[[], onnx.ModelProto], bits: int, tmp_path: Path
+) -> None:
+    graph, samples, captured = prepared(network(), tmp_path)
+    others = smooth_samples(graph, seed=1)
+    errors = {}
+    for effort in EFFORTS:
+        settings = QuantizeSettings(effort=effort)
+        quantized = quantize(graph, captured, uniform_plan(graph, bits), settings, samples=samples)
+        low, high = signed_range(bits)
+        assert all(low <= q.codes.min() and q.codes.max() <= high for q in quantized.layers)
+        errors[effort] = output_error(quantized, others)
+    assert errors["default"] < 0.7 * errors["quick"]
+
+
+def test_the_same_seed_gives_the_same_integers(residual_model: Path, tmp_path: Path) -> None:
+    graph, samples, captured = prepared(models.residual_network(), tmp_path)
+    first, second = (quantize(graph, captured, uniform_plan(graph, 4), samples=samples, seed=3) for _ in range(2))
+    for a, b in zip(first.layers, second.layers, strict=True):
+        np.testing.assert_array_equal(a.codes, b.codes)
+        np.testing.assert_array_equal(a.scale, b.scale)
+        for node, bias in a.biases.items():
+            np.testing.assert_array_equal(bias, b.biases[node])
+
+
+def test_a_fixed_batch_changes_little(tmp_path: Path) -> None:
+    errors = []
+    for batch in ("N", 1):
+        graph, samples, captured = prepared(models.residual_network(batch), tmp_path)
+        errors.append(output_error(quantize(graph, captured, uniform_plan(graph, 4), samples=samples), samples))
+    assert errors[1] < 1.5 * errors[0]
+
+
+def test_without_bias_correction_biases_stay(tmp_path: Path) -> None:
+    graph, samples, captured = prepared(models.residual_network(), tmp_path)
+    plan = uniform_plan(graph, 4)
+    plain = quantize(graph, captured, plan, QuantizeSettings(bias_correction=False), samples=samples)
+    rounded = quantize(graph, captured, plan, QuantizeSettings(bias_correction=False, effort="quick"))
+    for a, b in zip(plain.layers, rounded.layers, strict=True):
+        assert list(a.biases) == list(b.biases)
+        for node, bias in a.biases.items():
+            np.testing.assert_array_equal(bias, b.biases[node])
+    assert output_error(plain, samples) < output_error(rounded, samples)
+
+
+def test_refinement_asks_for_samples(tmp_path: Path) -> None:
+    graph, _, captured = prepared(models.residual_network(), tmp_path)
+    with pytest.raises(BadInput, match="samples"):
+        quantize(graph, captured, uniform_plan(graph, 4))
+
+
+def test_columns_rebuild_the_output_of_every_layer(tmp_path: Path) -> None:
+    """Y = W X + b with the columns at all positions, against onnxruntime."""
+    graph, samples, _ = prepared(varied_network(), tmp_path)
+    index = GraphIndex(graph.model)
+    weights = graph.layer_weights()
+    layers = {layer.name: layer for layer in graph.layers}
+    stream = Stream(graph, samples, {}, 1)
+    seen = []
+    for piece in pieces(graph):
+        if not piece:
+            stream.step()
+            continue
+        node, layer = piece[0], layers[piece[0].name]
+
+        def check(batch: int, output: np.ndarray, node: onnx.NodeProto = node, layer: Layer = layer) -> None:
+            x, _ = stream.value(batch, node.input[0])
+            positions = np.arange(columns.output_positions(layer, output))
+            inputs = columns.input_columns(layer, node, x, output.shape[2:], positions, 0)
+            rows = columns.output_rows(layer, output, positions)
+            weight = columns.weight_columns(layer, weights[layer.name])
+            bias = index.constant(node.input[2]).reshape(layer.groups, -1, 1) if len(node.input) > 2 else 0
+            np.testing.assert_allclose(weight.swapaxes(1, 2) @ inputs + bias, rows, rtol=1e-3, atol=1e-4)
+
+        np.testing.assert_array_equal(
+            columns.weight_from_columns(layer, columns.weight_columns(layer, weights[layer.name])), weights[layer.name]
+        )
+        stream.step(tap=node.output[0], watch=check)
+        seen.append(layer.op)
+    assert seen == ["Conv", "Conv", "Conv", "ConvTranspose", "MatMul", "Gemm"]
+
+
+def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -> None:
+    """Walk the quantized stream with the layers' integers and compare its logits with the exported model's."""
+    graph, samples, captured = prepared(models.residual_network(), tmp_path)
+    quantized = quantize(graph, captured, uniform_plan(graph, 4), samples=samples)
+    layers = {q.layer.name: q for q in quantized.layers}
+    stream = Stream(graph, samples, quantized.activation_scales, 1)
+    found: list[np.ndarray] = []
+    for piece in pieces(graph):
+        if not piece:
+            stream.step()
+            continue
+        q = layers[piece[0].name]
+        head = head_of(piece[0], q.layer, q.codes, q.scale, q.biases.get(piece[0].name))
+        if piece[-1].output[0] in graph.output_names:
+            stream.step(head, tap=piece[-1].output[0], watch=lambda _, y: found.append(y))
+        else:
+            stream.step(head)
+    expected = run(qdq_model(quantized), samples, COUNT)
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=0.02 * np.abs(expected).max())
