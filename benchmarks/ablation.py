@@ -107,9 +107,10 @@ CASES = (
 class Bench:
     """One network with everything that is computed once for it."""
 
-    def __init__(self, case: Case, shared: Path, results: dict[str, Any]) -> None:
+    def __init__(self, case: Case, shared: Path, results: dict[str, Any], threads: int) -> None:
         self.case = case
         self.results = results
+        self.threads = threads
         self.data = shared / "data"
         self.graph = prepare(shared / "models" / case.model)
         self.samples = self._load(case.calib, CALIBRATION)
@@ -167,7 +168,7 @@ class Bench:
         if key not in self.logits:
             graph = self.activations_rounded if mode == "WA8" and bits else self.graph
             weights = {name: self.fine.rounded(name, b) for name, b in bits.items()} if bits else {}
-            parts = [run_samples(graph, weights, self.head.tensors, samples)[0] for samples in self.evaluation]
+            parts = [run_samples(graph, weights, self.head.tensors, x, self.threads)[0] for x in self.evaluation]
             self.logits[key] = np.concatenate(parts)
         return self.logits[key]
 
@@ -272,13 +273,14 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--study", action="store_true", help="ORM's parameters instead of the methods")
     parser.add_argument("--methods", nargs="+", default=[], help="only these rows of the table")
+    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime, for the evaluation")
     args = parser.parse_args()
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
     known: dict[str, Bench] = {}
 
     def benches(case: Case) -> Bench:
         if case.name not in known:
-            known[case.name] = Bench(case, args.shared, results)
+            known[case.name] = Bench(case, args.shared, results, args.threads)
         return known[case.name]
 
     def save() -> None:

@@ -2,9 +2,10 @@
 
     winner = argmin over metrics of  d(f(x; w), f(x; Q(w)))          mean over samples that no metric has seen
 
-Q(w) are the weights rounded as the plan says; d is the output KL, or the relative output error (`heads.py`). By
-construction the winner is at least as good there as the best single metric. Every fourth sample is held out; with
-fewer than `FEWEST_TO_SPLIT` samples the metrics and the contest share them all, and the record says so.
+Q(w) are the weights rounded as the plan says; d is the root of the output KL, or the relative output error, of each
+sample (`distance` in `heads.py`, which says why the root). By construction the winner is at least as good there as
+the best single metric. Every fourth sample is held out; with fewer than `FEWEST_TO_SPLIT` samples the metrics and the
+contest share them all, and the record says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, Samples
 from ompq_deploy.errors import BackendMissing, BadInput
-from ompq_deploy.heads import divergence, find_head
+from ompq_deploy.heads import distance, find_head
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import run_samples
 
@@ -120,7 +121,7 @@ def hold_contest(
         if widths not in known:
             weights = {name: rounding.rounded(name, b) for name, b in plan.bits().items()}
             outputs = run_samples(graph, weights, head.tensors, samples.held_out, threads)
-            known[widths] = divergence(head, reference, outputs)
+            known[widths] = distance(head, reference, outputs)
         plans[metric] = plan
         entries.append(Entry(metric=metric, loss=known[widths], size_bytes=plan.size_bytes, seconds=_since(started)))
     measured = {entry.metric: entry.loss for entry in entries if entry.loss is not None}

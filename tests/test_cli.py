@@ -342,7 +342,7 @@ def test_an_uncovered_operator_ends_the_integer_target_only(run: Run, tmp_path: 
 def test_a_tampered_integer_model_fails_verification(run: Run, deployed: Path) -> None:
     path = deployed / "model.int.onnx"
     model = onnx.load(path)
-    weight = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)
+    weight = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8 and len(t.dims) == 4)
     values = onnx.numpy_helper.to_array(weight).copy()
     values.reshape(-1)[0] ^= 1
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))

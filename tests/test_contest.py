@@ -13,7 +13,7 @@ from ompq_deploy.allocate import allocate
 from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, Samples, SizeTable
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BackendMissing
-from ompq_deploy.heads import divergence, find_head
+from ompq_deploy.heads import distance, find_head
 from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.numerics import packed_bytes
 from ompq_deploy.prepare import prepare
@@ -66,7 +66,7 @@ def test_the_winner_is_never_worse_than_any_metric_on_the_samples_held_out(graph
 
     def loss(plan: BitPlan) -> float:
         weights = {name: planner.rounding.rounded(name, b) for name, b in plan.bits().items()}
-        return divergence(head, reference, run_samples(graph, weights, head.tensors, held_out))
+        return distance(head, reference, run_samples(graph, weights, head.tensors, held_out))
 
     measured = {metric: loss(plan) for metric, plan in planner.plans.items()}
     assert len(set(measured.values())) > 2, "the metrics all agree, so there is no contest"

@@ -114,6 +114,9 @@ def run_node(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> np.ndarray:
     return session.run(None, {"x": values["x"].astype(np.float32)})[0]
 
 
+@pytest.mark.skipif(
+    tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24), reason="older onnxruntime counts ceil-mode pads wrongly"
+)
 def test_averages_count_what_onnxruntime_counts() -> None:
     """Sum and count over every window equal AveragePool, in ceil mode, with and without counting the padding."""
     random = np.random.default_rng(3)

@@ -49,7 +49,7 @@ def change_initializer(
 
 
 def flip_one(weights: np.ndarray) -> np.ndarray:
-    weights.reshape(-1)[np.abs(weights).argmax()] *= -1
+    weights.reshape(-1)[weights.argmax()] ^= 0xFF
     return weights
 
 

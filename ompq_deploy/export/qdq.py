@@ -39,7 +39,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
         writer.store_weight(layer)
     for name in graph.input_names:
         writer.put_on_grid(name)
-    for node in graph.model.graph.node:
+    for position, node in enumerate(graph.model.graph.node):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.input[:] = [writer.read(name) for name in node.input]
@@ -50,7 +50,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
             grid = layer_grid(index, graph.activations, node.input[0])
             writer.add_layer(copy, layer, grid)
         else:
-            copy.ClearField("name")
+            copy.name = f"n{position}"
             writer.nodes.append(copy)
         for name in node.output:
             writer.put_on_grid(name)
@@ -96,7 +96,7 @@ def fixed_bytes(smallest: onnx.ModelProto, graph: PreparedGraph, bits: Sequence[
 
 def _code_bytes(position: int, layer: Layer, bits: int) -> int:
     """Bytes the codes of the layer at `position` take, whose name in the file is w<position>."""
-    return storage.stored_bytes(layer.shape, bits, f"w{position}")
+    return storage.stored_bytes(layer, bits, f"w{position}")
 
 
 FUNCTION_IMPORT_BYTES = 16
@@ -131,12 +131,15 @@ class _Writer:
         """The codes, the scale and the DequantizeLinear of one weight."""
         weight = layer.layer.weight
         scale = self.names.scale(weight)
-        initializers, nodes, codes = storage.store_codes(layer.codes, layer.bits, self.names.tensor(weight))
-        self.initializers += [*initializers, numpy_helper.from_array(layer.scale, scale)]
+        stored = storage.store_weight(layer.layer, layer.codes, layer.bits, self.names.tensor(weight))
+        self.initializers += [*stored.initializers, numpy_helper.from_array(layer.scale, scale)]
         dequantize = helper.make_node(
-            "DequantizeLinear", [codes, scale], [self.names.dequantized(weight)], axis=layer.layer.channel_axis
+            "DequantizeLinear",
+            [stored.codes, scale, *stored.zero_points],
+            [self.names.dequantized(weight)],
+            axis=layer.layer.channel_axis,
         )
-        self.nodes += [*nodes, dequantize]
+        self.nodes += [*stored.nodes, dequantize]
 
     def add_layer(self, node: onnx.NodeProto, layer: QuantizedLayer, grid: str) -> None:
         """A layer's node with its bias as int32 codes; MatMul has no bias input and gets an Add."""

@@ -10,17 +10,43 @@ The function is expanded and folded by the runtime when it loads the model; noth
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from ompq_deploy.artifacts import Layer
 from ompq_deploy.numerics import pack_bits
 
 FUNCTION_DOMAIN = "ompq"
 OPSET = 21
 CODES_PER_GROUP = 8
 """8 codes of b bits fill b bytes; codes are padded to whole groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeight:
+    """What yields a weight's codes: initializers, nodes, the tensor that holds them, its zero-points if they are told."""
+
+    initializers: list[onnx.TensorProto]
+    nodes: list[onnx.NodeProto]
+    codes: str
+    zero_points: list[str]
+
+
+def store_weight(layer: Layer, codes: NDArray[np.int8], bits: int, name: str) -> StoredWeight:
+    """The codes of one layer under `name`.
+
+    All zero-points are zero, which is what absent ones mean; but onnxruntime 1.23 takes absent ones of an INT8 Gemm
+    for a single one and then refuses the scale per channel, so there they are written out.
+    """
+    initializers, nodes, tensor = store_codes(codes, bits, name)
+    if layer.op != "Gemm" or bits == 4:
+        return StoredWeight(initializers=initializers, nodes=nodes, codes=tensor, zero_points=[])
+    zeros = numpy_helper.from_array(np.zeros(layer.channels, np.int8), f"{name}_z")
+    return StoredWeight(initializers=[*initializers, zeros], nodes=nodes, codes=tensor, zero_points=[zeros.name])
 
 
 def store_codes(
@@ -43,10 +69,11 @@ def store_codes(
     return [numpy_helper.from_array(packed_bits, name)], [node], unpacked
 
 
-def stored_bytes(shape: tuple[int, ...], bits: int, name: str) -> int:
-    """Bytes the weight adds to the file, protobuf framing included."""
-    initializers, nodes, _ = store_codes(np.zeros(shape, np.int8), bits, name)
-    return sum(map(framed_bytes, initializers)) + sum(map(framed_bytes, nodes))
+def stored_bytes(layer: Layer, bits: int, name: str) -> int:
+    """Bytes the weight adds to the file, protobuf framing included, those of reading the zero-points too."""
+    stored = store_weight(layer, np.zeros(layer.shape, np.int8), bits, name)
+    read = sum(len(zero_point) + 2 for zero_point in stored.zero_points)
+    return sum(map(framed_bytes, stored.initializers)) + sum(map(framed_bytes, stored.nodes)) + read
 
 
 def framed_bytes(message: onnx.TensorProto | onnx.NodeProto | onnx.FunctionProto) -> int:

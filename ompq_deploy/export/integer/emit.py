@@ -95,6 +95,15 @@ class _Writer:
         self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}_{op}", **attributes))
         return output
 
+    def shifted(self, name: str, weights: NDArray[np.int8]) -> str:
+        """Weights stored as activations are, uint8 with zero-point 128: older onnxruntime convolves no others."""
+        return self.constant(name, (weights.astype(np.int16) + STORED_ZERO).astype(np.uint8))
+
+    def convolve(self, tensor: str, codes: str, output: str, groups: int, window: Window) -> str:
+        """ConvInteger of an integer tensor with shifted weights."""
+        inputs = [stored(tensor), codes, ZERO_POINT, ZERO_POINT]
+        return self.node("ConvInteger", inputs, output, group=groups, **_window_attributes(window))
+
     @singledispatchmethod
     def emit(self, operation: object) -> None:
         """Append the nodes of one operation."""
@@ -102,14 +111,8 @@ class _Writer:
 
     @emit.register
     def _(self, conv: IntegerConv) -> None:
-        weights = self.constant(f"{conv.output}_codes", conv.weights)
-        total = self.node(
-            "ConvInteger",
-            [stored(conv.input), weights, ZERO_POINT],
-            f"{conv.output}_total",
-            group=conv.groups,
-            **_window_attributes(conv.window),
-        )
+        codes = self.shifted(f"{conv.output}_codes", conv.weights)
+        total = self.convolve(conv.input, codes, f"{conv.output}_total", conv.groups, conv.window)
         bias = self.constant(f"{conv.output}_bias", _along_channels(conv.bias, conv.weights.ndim))
         self.node("Add", [total, bias], accumulator(conv.output))
         if conv.requantize is not None:
@@ -126,14 +129,8 @@ class _Writer:
 
     @emit.register
     def _(self, pool: IntegerAveragePool) -> None:
-        ones = self.constant(f"{pool.output}_ones", np.ones((pool.channels, 1, *pool.window.kernel), np.int8))
-        self.node(
-            "ConvInteger",
-            [stored(pool.input), ones, ZERO_POINT],
-            accumulator(pool.output),
-            group=pool.channels,
-            **_window_attributes(pool.window),
-        )
+        ones = self.shifted(f"{pool.output}_ones", np.ones((pool.channels, 1, *pool.window.kernel), np.int8))
+        self.convolve(pool.input, ones, accumulator(pool.output), pool.channels, pool.window)
         self.requantize(accumulator(pool.output), pool.requantize, pool.output)
 
     @emit.register
