@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from ablation_table import write_page
 from onnx import helper, numpy_helper
 
 from ompq_deploy.allocate import allocate
@@ -45,8 +46,6 @@ WIDTHS = (2.5, 3.0, 3.5, 4.0, 5.0)
 MODES = ("W", "WA8")
 RANDOM_SEEDS = 5
 CALIBRATION = 64
-REFERENCE = "size"
-NORMAL_95 = 1.96
 
 ORM = MetricSettings(name="orm")
 METHODS: dict[str, MetricSettings] = {
@@ -82,7 +81,8 @@ class Case:
     preprocess: Preprocess
 
 
-CIFAR = (("cifar10_test_593.npz", 593), ("cifar10_test_jpeg_5000.npz", 1000))
+CIFAR_SHIFTED = "cifar10_test_jpeg_5000.npz"
+CIFAR = (("cifar10_test_593.npz", 593), (CIFAR_SHIFTED, 1000))
 IMAGENET = (("imagenet_nips17dev_500_224.npz", 500),)
 
 
@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--study", action="store_true", help="ORM's parameters instead of the methods")
     parser.add_argument("--methods", nargs="+", default=[], help="only these rows of the table")
+    parser.add_argument("--shifted", type=int, default=1000, help="JPEG-recompressed CIFAR images beside the lossless")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime, for the evaluation")
     args = parser.parse_args()
     results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
@@ -288,12 +289,15 @@ def main() -> None:
         beside.write_text(json.dumps(results))
         beside.replace(args.results)
 
-    cases = [case for case in CASES if case.name in args.models]
+    counts = {CIFAR_SHIFTED: args.shifted}
+    cases = [
+        replace(case, evaluation=tuple((file, counts.get(file, count)) for file, count in case.evaluation))
+        for case in CASES
+        if case.name in args.models
+    ]
     fill(results, benches, cases, args.widths, args.modes, args.study, args.methods, save)
     if args.table:
-        from benchmarks.ablation_table import markdown
-
-        args.table.write_text(markdown(results))
+        write_page(args.table, results, ROW_ORDER)
 
 
 if __name__ == "__main__":

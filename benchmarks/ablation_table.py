@@ -6,12 +6,14 @@ delta = mean_n (correct_n - correct_n of `size`),  95 % interval 1.96 sd_n / sqr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 REFERENCE = "size"
 NORMAL_95 = 1.96
+MARKER = "<!-- written by benchmarks/ablation.py -->"
 SMALLEST_KL = 1e-5
 TITLES = {"W": "Weights only", "WA8": "Weights and activations (W*/A8)"}
 
@@ -19,16 +21,22 @@ Rows = Mapping[str, Mapping[str, Any]]
 Cells = dict[tuple[str, str, float], dict[str, dict[str, Any]]]
 
 
-def markdown(results: Rows, methods: Sequence[str], text: Mapping[str, str]) -> str:
-    """The whole page; `text` holds the words around the tables."""
+def write_page(path: Path, results: Rows, methods: Sequence[str]) -> None:
+    """Replace everything behind `MARKER` in a page; the words before it are kept."""
+    words, _, _ = path.read_text().partition(MARKER) if path.exists() else ("", "", "")
+    path.write_text(f"{words}{MARKER}\n\n{markdown(results, methods)}")
+
+
+def markdown(results: Rows, methods: Sequence[str]) -> str:
+    """All tables."""
     cells, study = _cells(results, ""), _cells(results, "study/")
-    parts = [text["head"], "## Summary", text["summary"], *_summaries(cells, methods)]
+    parts = ["## Summary", *_summaries(cells, methods)]
     for mode, title in TITLES.items():
         models = list(dict.fromkeys(model for model, m, _ in cells if m == mode))
         parts += [f"## {title}"] if models else []
         parts += [block for model in models for block in _model_table(cells, model, mode, methods)]
     if study:
-        parts += ["## ORM's parameters", text["study"], *_study(study)]
+        parts += ["## ORM's parameters, weights only", *_study(study)]
     return "\n\n".join(parts) + "\n"
 
 
