@@ -17,8 +17,7 @@ from ompq_deploy.bits import SUPPORTED
 from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preprocess, make_preprocess
 from ompq_deploy.errors import BadInput, OmpqError
 from ompq_deploy.metrics import GRANULARITIES, METRICS, orm
-from ompq_deploy.quantize import EFFORTS
-from ompq_deploy.quantize.activations import METHODS
+from ompq_deploy.quantize import CALIBRATION_METHODS, EFFORTS
 from ompq_deploy.settings import SOLVERS, TARGETS
 from ompq_deploy.sizes import SIZES
 
@@ -122,9 +121,11 @@ PLANNING = _stack(
     click.option("--orm-beta", type=float, default=orm.DEFAULT_BETA, show_default=True, help="Eq. 9's beta."),
     click.option("--effort", type=click.Choice(EFFORTS), default="default", show_default=True,
                  help="quick: round to nearest. default: round for the least error of every layer's output."),
-    click.option("--calibration-method", type=click.Choice(METHODS), default="mse", show_default=True,
+    click.option("--calibration-method", type=click.Choice(CALIBRATION_METHODS), default="mse", show_default=True,
                  help="How activation ranges become scales."),
     click.option("--bias-correction/--no-bias-correction", default=True, show_default=True),
+    click.option("--equalize/--no-equalize", default=False, show_default=True,
+                 help="Balance weight ranges across layers first."),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
@@ -434,6 +435,7 @@ def _plan_settings(flags: dict[str, Any]) -> Any:
             effort=flags["effort"],
             calibration_method=flags["calibration_method"],
             bias_correction=flags["bias_correction"],
+            equalize=flags["equalize"],
         ),
         seed=flags["seed"],
         threads=flags["threads"],

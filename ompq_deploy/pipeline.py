@@ -38,6 +38,7 @@ from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
 from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.passes.equalize import equalize
 from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import prepare
@@ -89,7 +90,7 @@ class _Results:
 def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizing: bool = True) -> Planned:
     """Prepare, capture, score and allocate. What only the quantization reads is captured if that is to follow."""
     with watch.stage("prepare"):
-        graph = prepare(model)
+        graph = prepare_graph(model, settings)
         problem = allocation(graph, settings)
         samples = calibration_samples(graph, settings)
     with watch.stage("capture"):
@@ -164,6 +165,12 @@ def choose_plan(
         contest = hold_contest(graph, plan_under, CONTESTANTS, parts, rounding, threads=settings.threads)
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
+
+
+def prepare_graph(model: Path, settings: PlanSettings) -> PreparedGraph:
+    """The canonical graph, its weights balanced across layers where the settings ask for it."""
+    graph = prepare(model)
+    return equalize(graph).graph if settings.quantize.equalize else graph
 
 
 def calibration_samples(graph: PreparedGraph, settings: PlanSettings) -> Samples:

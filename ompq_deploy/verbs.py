@@ -28,6 +28,7 @@ from ompq_deploy.pipeline import (
     choose_plan,
     hold_budget,
     make_plan,
+    prepare_graph,
     run_capture,
     run_quantize,
 )
@@ -89,7 +90,7 @@ def write_models(
     names = []
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            graph = prepare(model or Path(document["model"]["path"]))
+            graph = prepare_graph(model or Path(document["model"]["path"]), settings)
             check_plan_fits(plan, document, graph, plan_path)
             samples = calibration_samples(graph, settings)
         with watch.stage("capture"):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 
 from ompq_deploy.artifacts import Capture, Layer, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.capture import capture
@@ -18,6 +19,9 @@ from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import signed_range
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import EFFORTS, QuantizeSettings, columns, quantize
+from ompq_deploy.quantize.covariance import Accumulator
+from ompq_deploy.quantize.gptq import damped, second_order_codes
+from ompq_deploy.quantize.output_scales import output_scales
 from ompq_deploy.quantize.refine import head_of
 from ompq_deploy.quantize.stream import Stream, pieces
 from tests import models
@@ -173,3 +177,43 @@ def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -
             stream.step(head)
     expected = run(qdq_model(quantized), samples, COUNT)
     np.testing.assert_allclose(np.concatenate(found), expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_output_scales_ignore_what_no_weight_reads(tmp_path: Path) -> None:
+    """One input channel is a hundred times larger than the others, and multiplied by zero."""
+    g = models.GraphBuilder()
+    model = g.model(["N", 4, 8, 8], g.conv("x", "conv", 4, 4), ["N", 4, 8, 8])
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "conv_weight")
+    values = numpy_helper.to_array(weight).copy()
+    values[:, 2] = 0
+    weight.CopyFrom(numpy_helper.from_array(values, "conv_weight"))
+    graph = prepare(models.save(model, tmp_path / "model.onnx"))
+    x = np.random.default_rng(0).standard_normal((16, 4, 8, 8)).astype(np.float32)
+    x[:, 2] *= 100
+    samples = Samples(inputs={"x": x}, labels=None, source="noise", sha256="")
+    coarse, fine = float(np.abs(x).max() / 127), float(np.abs(np.delete(x, 2, axis=1)).max() / 127)
+    assert output_scales(graph, samples, {"x": [coarse, fine]}) == {"x": fine}
+    captured = capture(graph, samples, histograms=True)
+    settings = QuantizeSettings(effort="quick", calibration_method="output")
+    chosen = quantize(graph, captured, uniform_plan(graph, 8), settings, samples=samples)
+    assert chosen.activation_scales["x"] < coarse
+
+
+def test_moments_of_large_and_constant_inputs() -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((2, 6, 3000)) + 1000
+    x[1] = 6.3
+    y = np.stack([x[:, 0] - x[:, 1], 3 * x[:, 2]], axis=1)
+    sums = Accumulator()
+    for part in np.array_split(np.arange(3000), 4):
+        sums.add(x[:, :, part].astype(np.float32), y[:, :, part].astype(np.float32))
+    moments = sums.moments()
+    np.testing.assert_allclose(moments.input_mean, x.mean(axis=2), rtol=1e-6)
+    np.testing.assert_allclose(moments.hessian[0], np.cov(x[0], bias=True), atol=1e-3)
+    np.testing.assert_allclose(moments.cross[0], np.cov(x[0], y[0], bias=True)[:6, 6:], atol=1e-3)
+    zero = moments.around_zero(np.array([[0.0, 1000.0]] * 2))
+    np.testing.assert_allclose(zero.hessian[0], x[0] @ x[0].T / 3000, rtol=1e-6)
+    np.testing.assert_allclose(zero.cross[0], x[0] @ (y[0] - [[0], [1000]]).T / 3000, rtol=1e-4)
+    codes, scale = second_order_codes(random.standard_normal((2, 6, 3)), damped(moments.hessian, 0.01), 4)
+    assert np.isfinite(scale).all()
+    assert codes.any()

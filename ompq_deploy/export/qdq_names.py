@@ -2,8 +2,8 @@
 
 Exporters write tensor names such as `/layer1/layer1.0/conv1/Conv_output_0`, and a Q/DQ model repeats each about ten
 times. Here they become `t12`, weights `w3`, other constants `c5`, biases `b3`, numbered by their place in the prepared
-graph, and nodes `n7`, since onnxruntime's fusions need them named. Graph inputs and outputs and the nodes of layers keep
-the names people know.
+graph, and nodes `n7`, since onnxruntime's fusions need them named. Graph inputs and outputs and the nodes of layers
+keep the names people know.
 """
 
 from __future__ import annotations

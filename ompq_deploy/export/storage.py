@@ -28,7 +28,7 @@ CODES_PER_GROUP = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeight:
-    """What yields a weight's codes: initializers, nodes, the tensor that holds them, its zero-points if they are told."""
+    """What yields a weight's codes: initializers, nodes, the tensor that holds them, its zero-points where told."""
 
     initializers: list[onnx.TensorProto]
     nodes: list[onnx.NodeProto]

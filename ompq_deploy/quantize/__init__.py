@@ -21,23 +21,29 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
-from ompq_deploy.quantize.activations import activation_scales
+from ompq_deploy.quantize.activations import METHODS, activation_scales
 from ompq_deploy.quantize.bias_correction import mean_output_error
 from ompq_deploy.quantize.biases import float_biases, least_scales
+from ompq_deploy.quantize.output_scales import output_scales
 from ompq_deploy.quantize.refine import RefineSettings, refine
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 EFFORTS = ("quick", "default")
 """quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`)."""
 
+OUTPUT = "output"
+CALIBRATION_METHODS = (*METHODS, OUTPUT)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
-    """How hard to work on the rounding, how activations are calibrated, and whether biases absorb the mean error."""
+    """How hard to work on the rounding, how activations are calibrated, whether biases absorb the mean error, and
+    whether the prepared graph's weights are balanced across layers beforehand (`passes/equalize.py`)."""
 
     effort: str = "default"
     calibration_method: str = "mse"
     bias_correction: bool = True
+    equalize: bool = False
 
 
 def quantize(
@@ -55,17 +61,24 @@ def quantize(
     Raises BadInput for an unknown effort or calibration method, and where samples are missing.
     """
     settings = settings or QuantizeSettings()
-    grids = activation_scales(capture, settings.calibration_method)
     if settings.effort not in EFFORTS:
         raise BadInput(
             f"unknown effort {settings.effort!r}", where="--effort", fix=f"choose one of {', '.join(EFFORTS)}"
         )
-    if settings.effort == "quick":
-        layers = _rounded(graph, capture, plan, grids, settings.bias_correction)
-    elif samples is None:
+    if samples is None and (settings.effort != "quick" or settings.calibration_method == OUTPUT):
         raise BadInput(
-            f"effort {settings.effort!r} needs the calibration samples", where="--effort", fix="give them, or use quick"
+            f"effort {settings.effort!r} with calibration method {settings.calibration_method!r} needs the samples",
+            where="--effort",
+            fix="give the calibration samples, or use quick and mse",
         )
+    if settings.calibration_method == OUTPUT and samples is not None:
+        candidates = [activation_scales(capture, method) for method in METHODS]
+        choices = {name: [scales[name] for scales in candidates] for name in capture.ranges}
+        grids = output_scales(graph, samples, choices, seed=seed, threads=threads)
+    else:
+        grids = activation_scales(capture, settings.calibration_method)
+    if settings.effort == "quick" or samples is None:
+        layers = _rounded(graph, capture, plan, grids, settings.bias_correction)
     else:
         refinement = RefineSettings(bias_correction=settings.bias_correction, seed=seed, threads=threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement)

@@ -1,11 +1,11 @@
-"""Second moments of a layer's inputs and its float outputs, summed batch by batch.
+"""Second moments of a layer's inputs and its float outputs around their means, summed batch by batch.
 
-    H = X X^T / p        C = X Y^T / p        m_X = mean X        m_Y = mean Y
+    m_X = mean X      m_Y = mean Y      H = mean (X - m_X)(X - m_X)^T      C = mean (X - m_X)(Y - m_Y)^T
 
 X are the inputs that the quantized network would feed the layer, Y what the float layer returned for the same
 samples, both at positions of the output feature map drawn at random with a fixed seed: neighbouring positions tell
-much the same, and all of a large map would only cost time. With a free bias the mean is not the weight's business, so
-`centred` takes it out: H - m_X m_X^T and C - m_X m_Y^T.
+much the same, and all of a large map would only cost time. Around the means, because with a free bias the mean is not
+the weight's business. Sums are taken around the first batch's means, so that they do not cancel.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ompq_deploy.artifacts import Float64
 
 MAX_POSITIONS = 16384
 """Positions used of all samples together."""
+ROUNDOFF = 1e-12
+"""Share of m_X^2 added to the diagonal of H, so that it stays positive definite where an input is constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +32,14 @@ class Moments:
     input_mean: Float64
     output_mean: Float64
 
-    def centred(self) -> Moments:
-        """The same around the means."""
+    def around_zero(self, bias: Float64) -> Moments:
+        """Mean X X^T and mean X (Y - bias)^T, for a bias (G, R) that has to stay as it is."""
+        output_mean = self.output_mean - bias
         return Moments(
-            hessian=self.hessian - self.input_mean[:, :, None] * self.input_mean[:, None, :],
-            cross=self.cross - self.input_mean[:, :, None] * self.output_mean[:, None, :],
+            hessian=self.hessian + self.input_mean[:, :, None] * self.input_mean[:, None, :],
+            cross=self.cross + self.input_mean[:, :, None] * output_mean[:, None, :],
             input_mean=self.input_mean,
-            output_mean=self.output_mean,
-        )
-
-    def without(self, bias: Float64) -> Moments:
-        """The same for outputs less a bias (G, R)."""
-        return Moments(
-            hessian=self.hessian,
-            cross=self.cross - self.input_mean[:, :, None] * bias[:, None, :],
-            input_mean=self.input_mean,
-            output_mean=self.output_mean - bias,
+            output_mean=output_mean,
         )
 
 
@@ -54,15 +48,19 @@ class Accumulator:
 
     def __init__(self) -> None:
         self._count = 0
-        self._sums: list[NDArray] = []
+        self._sums: list[Float64] = []
+        self._around: list[NDArray[np.float32]] = []
 
     def add(self, inputs: NDArray[np.float32], outputs: NDArray[np.float32]) -> None:
         """One batch: inputs (G, K, P), outputs (G, R, P)."""
+        if not self._around:
+            self._around = [inputs.mean(axis=2, keepdims=True), outputs.mean(axis=2, keepdims=True)]
+        x, y = inputs - self._around[0], outputs - self._around[1]
         sums = [
-            inputs @ inputs.swapaxes(1, 2),
-            inputs @ outputs.swapaxes(1, 2),
-            inputs.sum(axis=2, dtype=np.float64),
-            outputs.sum(axis=2, dtype=np.float64),
+            x @ x.swapaxes(1, 2),
+            x @ y.swapaxes(1, 2),
+            x.sum(axis=2, dtype=np.float64),
+            y.sum(axis=2, dtype=np.float64),
         ]
         if not self._sums:
             self._sums = [np.zeros(s.shape) for s in sums]
@@ -71,8 +69,15 @@ class Accumulator:
         self._count += inputs.shape[2]
 
     def moments(self) -> Moments:
-        hessian, cross, input_mean, output_mean = (s / self._count for s in self._sums)
-        return Moments(hessian=hessian, cross=cross, input_mean=input_mean, output_mean=output_mean)
+        hessian, cross, dx, dy = (s / self._count for s in self._sums)
+        input_mean, output_mean = self._around[0][:, :, 0] + dx, self._around[1][:, :, 0] + dy
+        roundoff = ROUNDOFF * np.square(input_mean)[:, :, None] * np.eye(input_mean.shape[1])
+        return Moments(
+            hessian=hessian - dx[:, :, None] * dx[:, None, :] + roundoff,
+            cross=cross - dx[:, :, None] * dy[:, None, :],
+            input_mean=input_mean,
+            output_mean=output_mean,
+        )
 
 
 def draw_positions(available: int, wanted: int, random: np.random.Generator) -> NDArray[np.intp]:

@@ -46,12 +46,6 @@ def damped(hessian: Float64, fraction: float) -> Float64:
     return hessian + np.where(level > 0, fraction * level, 1.0)[:, None, None] * np.eye(hessian.shape[-1])
 
 
-def shrunk(hessian: Float64, share: float) -> Float64:
-    """H with its off-diagonal entries `share` smaller: what few samples say about correlations is exaggerated."""
-    keep = 1 - share
-    return keep * hessian + share * np.einsum("gkk->gk", hessian)[:, :, None] * np.eye(hessian.shape[-1])
-
-
 def least_squares_target(weight: Float64, cross: Float64, hessian: Float64, fraction: float) -> Float64:
     """W' for `cross` = X' Y^T / p (G, K, R) and `hessian` = X' X'^T / p, undamped."""
     return weight + np.linalg.solve(damped(hessian, fraction), cross - hessian @ weight)

@@ -27,7 +27,12 @@ POSITIONS = 2048
 
 
 def output_scales(
-    graph: PreparedGraph, samples: Samples, candidates: Mapping[str, Sequence[float]], *, seed: int = 0, threads: int = 0
+    graph: PreparedGraph,
+    samples: Samples,
+    candidates: Mapping[str, Sequence[float]],
+    *,
+    seed: int = 0,
+    threads: int = 0,
 ) -> dict[str, float]:
     """The best of the `candidates` of every activation tensor."""
     index = GraphIndex(graph.model)
@@ -45,9 +50,7 @@ def output_scales(
         sums = _Errors(layer, weights[layer.name], candidates[tensor])
         _watch(stream, layer, piece[0], sums, random)
         errors[tensor] = errors[tensor] + sums.relative()
-    return {
-        name: scales[int(errors[name].argmin()) if name in errors else 0] for name, scales in candidates.items()
-    }
+    return {name: scales[int(errors[name].argmin()) if name in errors else 0] for name, scales in candidates.items()}
 
 
 def _watch(stream: Stream, layer: Layer, node: onnx.NodeProto, sums: _Errors, random: np.random.Generator) -> None:

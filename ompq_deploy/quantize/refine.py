@@ -29,7 +29,6 @@ from ompq_deploy.quantize.stream import ZERO_POINT, Head, Stream, pieces
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 DAMPING = 0.01
-SHRINK = 0.0
 TARGET_DAMPING = 1.0
 """More than in H, because W' is fitted and would follow the calibration samples."""
 
@@ -118,13 +117,12 @@ def _round(
         return widen_for_bias(
             weight, *quantize_weight(weight, bits, layer.channel_axis), least, bits, layer.channel_axis
         )
-    if settings.bias_correction:
-        moments = moments.centred()
-    elif bias is not None:
-        moments = moments.without(bias.reshape(moments.output_mean.shape).astype(np.float64))
+    if not settings.bias_correction:
+        shape = moments.output_mean.shape
+        moments = moments.around_zero(np.zeros(shape) if bias is None else bias.reshape(shape).astype(np.float64))
     w = columns.weight_columns(layer, weight).astype(np.float64)
     target = gptq.least_squares_target(w, moments.cross, moments.hessian, TARGET_DAMPING)
-    hessian = gptq.damped(gptq.shrunk(moments.hessian, SHRINK), DAMPING)
+    hessian = gptq.damped(moments.hessian, DAMPING)
     found, scale = gptq.second_order_codes(target, hessian, bits, least.reshape(w.shape[0], w.shape[2]))
     return np.ascontiguousarray(columns.weight_from_columns(layer, found)), scale.reshape(-1)
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
 from ompq_deploy.graph_index import GraphIndex
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 BATCH = 8
 """Samples fed at a time where the batch axis is free."""
@@ -124,11 +127,7 @@ class Stream:
         model = helper.make_model(
             graph, opset_imports=self._graph.model.opset_import, ir_version=self._graph.model.ir_version
         )
-        options = ort.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
-        options.intra_op_num_threads = self._threads
-        options.add_session_config_entry(*KEEP_FLOAT_WEIGHTS)
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return _start(model, self._threads)
 
     def _simulated(self, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
         """The node, and what puts its outputs on their grids."""
@@ -165,6 +164,20 @@ class Stream:
 
 
 def reads(node: onnx.NodeProto) -> set[str]:
-    """Names a node reads, those inside its branches included."""
-    inner = (reads(other) for attribute in node.attribute for other in attribute.g.node)
-    return {name for name in set(node.input).union(*inner) if name}
+    """Names a node reads, those that its branches take from outside included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        made = {name for other in attribute.g.node for name in other.output}
+        made.update(tensor.name for tensor in attribute.g.initializer)
+        names.update(*(reads(other) - made for other in attribute.g.node))
+    return names - {""}
+
+
+def _start(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
+    import onnxruntime as ort  # not before it is needed: the command line imports this package
+
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry(*KEEP_FLOAT_WEIGHTS)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
