@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
@@ -26,7 +27,6 @@ from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import feeds
 from ompq_deploy.torch_graph.graph import TorchGraph
 
-Tensor = torch.Tensor
 T = TypeVar("T")
 SMALLEST_NORM = 1e-12
 HESSIAN_BATCH = 4

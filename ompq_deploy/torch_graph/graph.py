@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from onnx import numpy_helper
+from torch import Tensor
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BackendMissing
 from ompq_deploy.graph_index import attributes
 from ompq_deploy.torch_graph import elementwise, movement, spatial
 
-Tensor = torch.Tensor
 Operator = Callable[..., "Tensor | Sequence[Tensor]"]
 
 OPERATORS: dict[str, Operator] = {**elementwise.OPERATORS, **movement.OPERATORS, **spatial.OPERATORS}

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ompq_deploy.artifacts import Float32
-
-Tensor = torch.Tensor
 
 PAD_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
