@@ -1,6 +1,8 @@
 # Two commands for a bare clone; both do all set-up themselves.
 #   make demo   quantize the bundled network, build its engine, print the table
 #   make test   ruff, mypy, pytest
+# And the tests that need torch, which the default install leaves out (a large download on most machines):
+#   make test-torch
 
 PYTHON ?= python3
 VENV   := .venv
@@ -8,7 +10,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := examples/demo
 
-.PHONY: demo test install clean
+.PHONY: demo test test-torch install clean
 
 install: $(STAMP)
 
@@ -26,6 +28,10 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-torch: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[torch]"
+	$(BIN)/python -m pytest tests/test_torch_graph.py tests/test_metrics.py tests/test_contest.py
 
 clean:
 	rm -rf $(VENV) demo.ompq
