@@ -35,7 +35,7 @@ from ompq_deploy.contest import captured_rows, hold_contest, split
 from ompq_deploy.heads import find_head, log_softmax
 from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.numerics import packed_bytes
+from ompq_deploy.numerics import packed_bytes, signed_range
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize.activations import activation_scales
 from ompq_deploy.runner import run_samples
@@ -174,11 +174,14 @@ class Bench:
 
     @cached_property
     def activations_rounded(self) -> PreparedGraph:
-        """The graph with every tensor that carries a grid rounded to it."""
+        """The graph with every tensor that carries a grid rounded to it, in plain float operators: onnxruntime
+        moves QuantizeLinear through Slice wrongly (1.31)."""
         model = onnx.ModelProto()
         model.CopyFrom(self.graph.model)
         scales = activation_scales(self.captured, "mse")
-        model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "a8_zero"))
+        low, high = (np.float32(code) for code in signed_range(8))
+        model.graph.initializer.append(numpy_helper.from_array(low, "a8_low"))
+        model.graph.initializer.append(numpy_helper.from_array(high, "a8_high"))
         nodes = [node for name in self.graph.input_names for node in self._grid(model, name, scales)]
         for node in model.graph.node:
             renamed = onnx.NodeProto()
@@ -194,11 +197,13 @@ class Bench:
     def _grid(self, model: onnx.ModelProto, name: str, scales: Mapping[str, float]) -> list[onnx.NodeProto]:
         if name not in scales:
             return []
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(scales[name]), f"{name}_a8_scale"))
-        parameters = [f"{name}_a8_scale", "a8_zero"]
+        scale, codes = np.float32(scales[name]), f"{name}_a8_codes"
+        model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_a8_scale"))
         return [
-            helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}_a8_codes"]),
-            helper.make_node("DequantizeLinear", [f"{name}_a8_codes", *parameters], [f"{name}_a8"]),
+            helper.make_node("Div", [name, f"{name}_a8_scale"], [f"{codes}_exact"]),
+            helper.make_node("Round", [f"{codes}_exact"], [f"{codes}_wide"]),
+            helper.make_node("Clip", [f"{codes}_wide", "a8_low", "a8_high"], [codes]),
+            helper.make_node("Mul", [codes, f"{name}_a8_scale"], [f"{name}_a8"]),
         ]
 
     def row(self, mode: str, bits: Mapping[str, int]) -> dict[str, Any]:

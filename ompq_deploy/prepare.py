@@ -17,6 +17,7 @@ from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.layers import find_layers
+from ompq_deploy.passes.fix_baked_batch import fix_baked_batch
 from ompq_deploy.passes.fold_constants import fold_constants
 from ompq_deploy.passes.fuse_linear import fuse_linear
 from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
@@ -115,6 +116,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     result = ir.to_proto(graph)
     result.ir_version = max(IR_VERSION, model.ir_version)
     del result.graph.value_info[:]
+    fix_baked_batch(result)
     return onnx.shape_inference.infer_shapes(result, data_prop=True)
 
 

@@ -191,3 +191,23 @@ def test_any_opset(opset: int, tmp_path: Path) -> None:
     graph = prepare(path)
     assert graph.model.opset_import[0].version == max(opset, 21)
     assert_equivalent(path, graph)
+
+
+def test_a_batch_baked_into_a_reshape_becomes_the_batch(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    y = g.node("Relu", [g.conv("x", "conv", 3, 4)], "relu")
+    baked = g.constant(np.array([1, -1], np.int64), "baked")
+    y = g.gemm(g.node("Reshape", [y, baked], "view"), "fc", 4 * 64, 5)
+    path = models.save(g.model(["N", 3, 8, 8], y, ["N", 5]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert graph.batch == 1
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    before, after = session(path.read_bytes()), session(graph.model.SerializeToString())
+    np.testing.assert_allclose(before.run(None, {"x": x})[0], after.run(None, {"x": x})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_free_reshape_leaves_the_batch_free(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    free = g.constant(np.array([0, -1], np.int64), "free")
+    y = g.gemm(g.node("Reshape", [g.conv("x", "conv", 3, 4), free], "view"), "fc", 4 * 64, 5)
+    assert prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 5]), tmp_path / "m.onnx")).batch is None

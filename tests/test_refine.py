@@ -17,6 +17,7 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import signed_range
+from ompq_deploy.placement import layer_grid
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import EFFORTS, QuantizeSettings, columns, quantize
 from ompq_deploy.quantize.covariance import Accumulator
@@ -42,8 +43,12 @@ def smooth_samples(graph: PreparedGraph, count: int = COUNT, seed: int = 0) -> S
     return Samples(inputs={"x": x.astype(np.float32)}, labels=None, source="noise", sha256="")
 
 
-def run(model: onnx.ModelProto, samples: Samples, batch: int) -> np.ndarray:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def run(model: onnx.ModelProto, samples: Samples, batch: int, *, as_written: bool = False) -> np.ndarray:
+    """The outputs; `as_written` keeps onnxruntime from fusing Q/DQ nodes into integer kernels."""
+    options = ort.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, feed)[0] for feed in samples.batches(batch)])
 
 
@@ -72,6 +77,19 @@ def varied_network() -> onnx.ModelProto:
     x = g.node("Relu", [g.node("MatMul", [rows, mix], "mix")], "relu5")
     last = g.constant((g.random.standard_normal((120, 5)) / 11).astype(np.float32), "last_weight")
     return g.model(["N", 3, 16, 16], g.node("Gemm", [g.node("Flatten", [x], "flat"), last], "last"), ["N", 5])
+
+
+def automatic_pads() -> onnx.ModelProto:
+    """Pads that the runtime chooses, odd in total, at either end."""
+    g = models.GraphBuilder(6)
+    x = "x"
+    for i, where in enumerate(("SAME_UPPER", "SAME_LOWER")):
+        weight = g.constant(g.random.standard_normal((3, 3, 3, 3)).astype(np.float32), f"down_weight{i}")
+        x = g.node("Conv", [x, weight], f"down{i}", strides=[2, 2], auto_pad=where)
+    for i, where in enumerate(("SAME_UPPER", "SAME_LOWER")):
+        weight = g.constant(g.random.standard_normal((3, 3, 3, 3)).astype(np.float32), f"up_weight{i}")
+        x = g.node("ConvTranspose", [x, weight], f"up{i}", strides=[2, 2], auto_pad=where)
+    return g.model(["N", 3, 16, 16], x, ["N", 3, 16, 16])
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -127,14 +145,14 @@ def test_refinement_asks_for_samples(tmp_path: Path) -> None:
         quantize(graph, captured, uniform_plan(graph, 4))
 
 
-def test_columns_rebuild_the_output_of_every_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [varied_network, automatic_pads])
+def test_columns_rebuild_the_output_of_every_layer(network: Network, tmp_path: Path) -> None:
     """Y = W X + b with the columns at all positions, against onnxruntime."""
-    graph, samples, _ = prepared(varied_network(), tmp_path)
+    graph, samples, _ = prepared(network(), tmp_path)
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     layers = {layer.name: layer for layer in graph.layers}
     stream = Stream(graph, samples, {}, 1)
-    seen = []
     for piece in pieces(graph):
         if not piece:
             stream.step()
@@ -154,14 +172,13 @@ def test_columns_rebuild_the_output_of_every_layer(tmp_path: Path) -> None:
             columns.weight_from_columns(layer, columns.weight_columns(layer, weights[layer.name])), weights[layer.name]
         )
         stream.step(tap=node.output[0], watch=check)
-        seen.append(layer.op)
-    assert seen == ["Conv", "Conv", "Conv", "ConvTranspose", "MatMul", "Gemm"]
 
 
 def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -> None:
     """Walk the quantized stream with the layers' integers and compare its logits with the exported model's."""
     graph, samples, captured = prepared(models.residual_network(), tmp_path)
     quantized = quantize(graph, captured, uniform_plan(graph, 4), samples=samples)
+    index = GraphIndex(graph.model)
     layers = {q.layer.name: q for q in quantized.layers}
     stream = Stream(graph, samples, quantized.activation_scales, 1)
     found: list[np.ndarray] = []
@@ -170,13 +187,14 @@ def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -
             stream.step()
             continue
         q = layers[piece[0].name]
-        head = head_of(piece[0], q.layer, q.codes, q.scale, q.biases.get(piece[0].name))
+        grid = layer_grid(index, quantized.activation_scales, piece[0].input[0])
+        head = head_of(piece[0], q, quantized.activation_scales[grid])
         if piece[-1].output[0] in graph.output_names:
             stream.step(head, tap=piece[-1].output[0], watch=lambda _, y: found.append(y))
         else:
             stream.step(head)
-    expected = run(qdq_model(quantized), samples, COUNT)
-    np.testing.assert_allclose(np.concatenate(found), expected, atol=0.02 * np.abs(expected).max())
+    expected = run(qdq_model(quantized), samples, COUNT, as_written=True)
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_output_scales_ignore_what_no_weight_reads(tmp_path: Path) -> None:
@@ -202,7 +220,7 @@ def test_output_scales_ignore_what_no_weight_reads(tmp_path: Path) -> None:
 def test_moments_of_large_and_constant_inputs() -> None:
     random = np.random.default_rng(0)
     x = random.standard_normal((2, 6, 3000)) + 1000
-    x[1] = 6.3
+    x[1] = random.uniform(1, 1000, (6, 1))
     y = np.stack([x[:, 0] - x[:, 1], 3 * x[:, 2]], axis=1)
     sums = Accumulator()
     for part in np.array_split(np.arange(3000), 4):

@@ -12,7 +12,7 @@ takes out what the prefix and zero padding shift.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from onnx import helper
 from ompq_deploy.artifacts import Float32, Layer, PreparedGraph, QuantizedLayer, Samples
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import along_axis
+from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize import columns, gptq
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
@@ -54,8 +55,7 @@ def refine(
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
     exact, quantized = (Stream(graph, samples, grids, settings.threads) for grids in ({}, scales))
-    codes: dict[str, tuple[NDArray[np.int8], Float32]] = {}
-    biases: dict[str, dict[str, Float32]] = {layer.name: float_biases(index, layer) for layer in graph.layers}
+    done: dict[str, QuantizedLayer] = {}
     for piece in pieces(graph):
         layer = by_node.get(piece[0].name) if piece else None
         if layer is None:
@@ -63,24 +63,18 @@ def refine(
             quantized.step()
             continue
         node = piece[0]
-        bias = biases[layer.name].get(node.name)
         moments = _measure(exact, quantized, layer, node, settings.seed)
-        if layer.name not in codes:
-            least = least_scales(index, layer, biases[layer.name], scales)
-            codes[layer.name] = _round(layer, weights[layer.name], bits[layer.name], moments, bias, least, settings)
+        q = done.get(layer.name)
+        if q is None:
+            biases = float_biases(index, layer)
+            least = least_scales(index, layer, biases, scales)
+            codes, scale = _round(layer, weights[layer.name], bits[layer.name], moments, biases, least, settings)
+            q = QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases)
         if settings.bias_correction:
-            bias = biases[layer.name][node.name] = _mean_matching_bias(layer, *codes[layer.name], moments)
-        quantized.step(head_of(node, layer, *codes[layer.name], bias))
-    return tuple(
-        QuantizedLayer(
-            layer=layer,
-            bits=bits[layer.name],
-            codes=codes[layer.name][0],
-            scale=codes[layer.name][1],
-            biases=biases[layer.name],
-        )
-        for layer in graph.layers
-    )
+            q = replace(q, biases={**q.biases, node.name: _mean_matching_bias(q, moments)})
+        done[layer.name] = q
+        quantized.step(head_of(node, q, scales[layer_grid(index, scales, node.input[0])]))
+    return tuple(done[layer.name] for layer in graph.layers)
 
 
 def _measure(exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProto, seed: int) -> Moments:
@@ -107,7 +101,7 @@ def _round(
     weight: Float32,
     bits: int,
     moments: Moments,
-    bias: Float32 | None,
+    biases: Mapping[str, Float32],
     least: Float32,
     settings: RefineSettings,
 ) -> tuple[NDArray[np.int8], Float32]:
@@ -118,8 +112,8 @@ def _round(
             weight, *quantize_weight(weight, bits, layer.channel_axis), least, bits, layer.channel_axis
         )
     if not settings.bias_correction:
-        shape = moments.output_mean.shape
-        moments = moments.around_zero(np.zeros(shape) if bias is None else bias.reshape(shape).astype(np.float64))
+        bias = np.asarray(biases.get(layer.name, 0.0), np.float64)
+        moments = moments.around_zero(np.broadcast_to(bias, layer.channels).reshape(moments.output_mean.shape))
     w = columns.weight_columns(layer, weight).astype(np.float64)
     target = gptq.least_squares_target(w, moments.cross, moments.hessian, TARGET_DAMPING)
     hessian = gptq.damped(moments.hessian, DAMPING)
@@ -127,26 +121,31 @@ def _round(
     return np.ascontiguousarray(columns.weight_from_columns(layer, found)), scale.reshape(-1)
 
 
-def _mean_matching_bias(layer: Layer, codes: NDArray[np.int8], scale: Float32, moments: Moments) -> Float32:
-    values = columns.weight_columns(layer, codes * along_axis(scale, codes.ndim, layer.channel_axis))
-    mean = np.einsum("gkr,gk->gr", values.astype(np.float64), moments.input_mean)
+def _mean_matching_bias(q: QuantizedLayer, moments: Moments) -> Float32:
+    values = columns.weight_columns(q.layer, _values(q)).astype(np.float64)
+    mean = np.einsum("gkr,gk->gr", values, moments.input_mean)
     return (moments.output_mean - mean).reshape(-1).astype(np.float32)
 
 
-def head_of(node: onnx.NodeProto, layer: Layer, codes: NDArray[np.int8], scale: Float32, bias: Float32 | None) -> Head:
-    """The layer's node with the values its codes stand for; MatMul has no bias input and gets an Add."""
+def head_of(node: onnx.NodeProto, q: QuantizedLayer, grid: float) -> Head:
+    """A node of a layer with the values that its integers stand for, the bias on its int32 grid; `grid` is the scale of
+    the node's input. MatMul has no bias input and gets an Add, which stays in floating point."""
     weight_name, bias_name = f"{node.name}:weight", f"{node.name}:bias"
-    constants = {weight_name: codes * along_axis(scale, codes.ndim, layer.channel_axis)}
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     copy.input[1] = weight_name
+    bias = q.biases.get(node.name)
     if bias is None:
-        return Head(nodes=(copy,), constants=constants)
-    constants[bias_name] = bias
+        return Head(nodes=(copy,), constants={weight_name: _values(q)})
     if node.op_type == "MatMul":
         copy.output[0] = f"{node.name}:unbiased"
         add = helper.make_node("Add", [copy.output[0], bias_name], [node.output[0]])
-        return Head(nodes=(copy, add), constants=constants)
+        return Head(nodes=(copy, add), constants={weight_name: _values(q), bias_name: bias})
     del copy.input[2:]
     copy.input.append(bias_name)
-    return Head(nodes=(copy,), constants=constants)
+    stored = (q.bias_codes(node.name, grid) * q.bias_scale(grid)).astype(np.float32)
+    return Head(nodes=(copy,), constants={weight_name: _values(q), bias_name: stored})
+
+
+def _values(q: QuantizedLayer) -> Float32:
+    return q.codes * along_axis(q.scale, q.codes.ndim, q.layer.channel_axis)
