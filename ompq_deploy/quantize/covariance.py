@@ -71,9 +71,11 @@ class Accumulator:
     def moments(self) -> Moments:
         hessian, cross, dx, dy = (s / self._count for s in self._sums)
         input_mean, output_mean = self._around[0][:, :, 0] + dx, self._around[1][:, :, 0] + dy
-        roundoff = ROUNDOFF * np.square(input_mean)[:, :, None] * np.eye(input_mean.shape[1])
+        hessian -= dx[:, :, None] * dx[:, None, :]
+        diagonal = np.einsum("gkk->gk", hessian)  # a view
+        diagonal += ROUNDOFF * np.square(input_mean)
         return Moments(
-            hessian=hessian - dx[:, :, None] * dx[:, None, :] + roundoff,
+            hessian=hessian,
             cross=cross - dx[:, :, None] * dy[:, None, :],
             input_mean=input_mean,
             output_mean=output_mean,

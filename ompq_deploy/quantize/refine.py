@@ -114,8 +114,9 @@ def _round(
     if not settings.bias_correction:
         bias = np.asarray(biases.get(layer.name, 0.0), np.float64)
         moments = moments.around_zero(np.broadcast_to(bias, layer.channels).reshape(moments.output_mean.shape))
-    w = columns.weight_columns(layer, weight).astype(np.float64)
-    target = gptq.least_squares_target(w, moments.cross, moments.hessian, TARGET_DAMPING)
+    w = columns.weight_columns(layer, weight)
+    cross, seen = moments.cross.astype(np.float32), moments.hessian.astype(np.float32)
+    target = gptq.least_squares_target(w, cross, seen, TARGET_DAMPING)
     hessian = gptq.damped(moments.hessian, DAMPING)
     found, scale = gptq.second_order_codes(target, hessian, bits, least.reshape(w.shape[0], w.shape[2]))
     return np.ascontiguousarray(columns.weight_from_columns(layer, found)), scale.reshape(-1)

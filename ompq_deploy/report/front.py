@@ -12,7 +12,7 @@ from rich.table import Table
 from ompq_deploy.units import format_bytes, format_count, format_time
 
 WIDTH, HEIGHT = 720, 440
-LEFT, RIGHT, TOP, BOTTOM = 90, 20, 40, 60
+LEFT, RIGHT, TOP, BOTTOM = 90, 40, 40, 60
 TICKS = 5
 AXES: dict[str, tuple[str, str, Callable[[int], str]]] = {
     "size": ("size_bytes", "size", format_bytes),
