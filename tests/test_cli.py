@@ -130,8 +130,11 @@ def test_doctor_names_versions_and_backends(run: Run) -> None:
 def test_without_calib_the_bundled_photographs_are_used_and_named(
     run: Run, residual_model: Path, tmp_path: Path
 ) -> None:
-    code, _, _ = run(residual_model, "--size", "16KB", "--samples", "8", "--out", tmp_path / "o", "--target", "onnx")
+    code, stdout, _ = run(
+        residual_model, "--size", "16KB", "--samples", "8", "--out", tmp_path / "o", "--target", "onnx"
+    )
     assert code == 0
+    assert "calibrated on 8 bundled photographs" in stdout
     assert "bundled photographs" in json.loads((tmp_path / "o" / "plan.json").read_text())["calibration"]["source"]
 
 

@@ -129,9 +129,9 @@ def refit(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray) -> 
     return np.where(fitted > 0, fitted, scale)
 
 
-def unit_upper(hessian: Float64) -> Float64:
+def unit_upper(hessian: Float64) -> NDArray:
     """U of H = U D U^T: the Cholesky factor of H with rows and columns reversed, reversed back and normalized."""
-    upper: Float64 = np.linalg.cholesky(hessian[:, ::-1, ::-1])[:, ::-1, ::-1]
+    upper = np.linalg.cholesky(hessian[:, ::-1, ::-1])[:, ::-1, ::-1]
     upper /= np.einsum("gkk->gk", upper).copy()[:, None, :]
     return upper
 

@@ -37,6 +37,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     if document.get("metric_note"):
         parts.append(f"[yellow]metric {document['metric_chosen']}:[/] {escape(document['metric_note'])}")
     parts.append(_summary_table(document))
+    parts.append(f"calibrated on {escape(document['calibration']['source'])}")
     parts += [f"[yellow]skipped {name}:[/] {escape(reason)}" for name, reason in document["skipped"].items()]
     parts += [
         f"[red]failed:[/] {escape(failure['what'])} ({escape(failure['where'])})" for failure in document["failures"]
