@@ -77,6 +77,8 @@ PLANNING = _stack(
     click.option("--size-of", type=click.Choice(SIZES), default="file", show_default=True,
                  help="What the budget counts."),
     click.option("--bits", default="4,8", show_default=True, help="Weight widths allowed: 4,8 or 2-8."),
+    click.option("--activation-bits", type=click.IntRange(8, 8), default=8, show_default=True,
+                 help="Activation width; 8 is the one the exporters write."),
     click.option("--bops", help="Budget of bit operations, MACs x weight bits x activation bits: 75G."),
     click.option("--activation-memory", help="Budget of activations alive at once, per sample: 4MB."),
     click.option("--latency", help="Budget of time per run: 2ms (needs --latency-table)."),

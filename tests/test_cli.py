@@ -152,7 +152,16 @@ def test_a_model_that_takes_no_images_is_told_how_to_pass_data(run: Run, tmp_pat
 
 def test_underscores_and_aliases_in_flags(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
     code, _, err = run(
-        residual_model, "--size", "16KB", "--calibration_data_path", data, "--out", tmp_path / "o", "--dry_run"
+        residual_model,
+        "--size",
+        "16KB",
+        "--calibration_data_path",
+        data,
+        "--out",
+        tmp_path / "o",
+        "--dry_run",
+        "--activation_bits",
+        "8",
     )
     assert code == 0, err
     assert not (tmp_path / "o" / "model.qdq.onnx").exists()
@@ -251,6 +260,7 @@ BAD_RUNS = {
     "size banana": (["MODEL", "--size", "banana"], 2, "is not a size"),
     "no size": (["MODEL"], 2, "--size"),
     "unknown flag": (["MODEL", "--size", "1MB", "--frobnicate"], 2, "frobnicate"),
+    "activation bits": (["MODEL", "--size", "1MB", "--activation-bits", "4"], 2, "activation-bits"),
     "unknown metric": (["MODEL", "--size", "1MB", "--metric", "magic"], 2, "magic"),
     "bad widths": (["MODEL", "--size", "1MB", "--bits", "4,16"], 2, "widths outside"),
     "too small": (["MODEL", "--size", "2KB"], 3, "smallest feasible size"),
