@@ -60,12 +60,13 @@ METHODS: dict[str, MetricSettings] = {
     "kl": MetricSettings(name="kl"),
     **{f"random {seed}": MetricSettings(name="random", seed=seed) for seed in range(RANDOM_SEEDS)},
 }
+STUDIED = replace(ORM, beta=0.1)
 ORM_STUDY: dict[str, MetricSettings] = {
     "size": MetricSettings(name="size"),
     **{f"beta {beta:g}": replace(ORM, beta=beta) for beta in (0.01, 0.03, 0.1, 0.3, 1.0)},
     **{f"cka beta {beta:g}": replace(ORM, beta=beta, estimator="cka") for beta in (0.03, 0.3, 1.0)},
-    **{f"function {name}": replace(ORM, function=name) for name in ("log", "linear", "cubic", "negexp")},
-    **{f"granularity {name}": replace(ORM, granularity=name) for name in ("block", "stage", "net")},
+    **{f"function {name}": replace(STUDIED, function=name) for name in ("log", "linear", "cubic", "negexp")},
+    **{f"granularity {name}": replace(STUDIED, granularity=name) for name in ("block", "stage", "net")},
 }
 ROW_ORDER = ("uniform", "size", "random", *[m for m in METHODS if m != "size" and "random" not in m], "auto")
 

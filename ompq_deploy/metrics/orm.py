@@ -29,7 +29,7 @@ from ompq_deploy.errors import BadInput
 
 ESTIMATORS = ("paper", "cka", "debiased")
 FORMS = ("concave", "linear")
-DEFAULT_BETA = 0.1
+DEFAULT_BETA = 0.01
 FEWEST_SAMPLES = 4
 """The debiased estimator divides by N - 3."""
 
