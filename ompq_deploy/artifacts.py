@@ -227,6 +227,27 @@ class BitPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The 8-bit grid of an activation: value = scale * (code - zero_point), codes 0 to 255.
+
+    `scale` is positive and exact in float32. Zero-point 128 is symmetric int8, stored with an offset.
+    """
+
+    scale: float
+    zero_point: int = 128
+
+    @property
+    def low(self) -> int:
+        """The smallest value, in steps."""
+        return -self.zero_point
+
+    @property
+    def high(self) -> int:
+        """The largest value, in steps."""
+        return 255 - self.zero_point
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
     """A layer's integers: value = scale * code, `codes` int8 in the weight's shape, within `bits` bits.
 
@@ -254,12 +275,12 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedGraph:
-    """The prepared graph with integers chosen: one `QuantizedLayer` per layer, in the graph's order, and one
-    positive scale per tensor in `graph.activations` (symmetric int8, zero-point 0)."""
+    """The prepared graph with integers chosen: one `QuantizedLayer` per layer, in the graph's order, and one grid per
+    tensor in `graph.activations`."""
 
     graph: PreparedGraph
     layers: tuple[QuantizedLayer, ...]
-    activation_scales: Mapping[str, float]
+    grids: Mapping[str, Grid]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto
 
-from ompq_deploy.artifacts import Layer, PreparedGraph, QuantizedGraph, QuantizedLayer, SizeTable
+from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer, SizeTable
 from ompq_deploy.engine_fit import stored_constants
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export import qdq
@@ -60,5 +60,5 @@ def _placeholder(graph: PreparedGraph, bits: Sequence[int]) -> ModelProto:
                 biases={name: np.zeros(outputs, np.float32) for name in layer.nodes},
             )
         )
-    scales = dict.fromkeys(graph.activations, 1.0)
-    return qdq.qdq_model(QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=scales))
+    grids = dict.fromkeys(graph.activations, Grid(scale=1.0))
+    return qdq.qdq_model(QuantizedGraph(graph=graph, layers=tuple(layers), grids=grids))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ompq_deploy.artifacts import PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import Grid, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import float_biases
@@ -39,10 +39,10 @@ def quantize_graph(path: Path, bits: Mapping[str, int] | int = 8, *, raw: bool =
         layers.append(
             QuantizedLayer(layer=layer, bits=width, codes=codes, scale=scale, biases=float_biases(index, layer))
         )
-    return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=activation_scales(graph, raw))
+    return QuantizedGraph(graph=graph, layers=tuple(layers), grids=activation_grids(graph, raw))
 
 
-def activation_scales(graph: PreparedGraph, raw: bool) -> dict[str, float]:
+def activation_grids(graph: PreparedGraph, raw: bool) -> dict[str, Grid]:
     exposed = type(graph.model)()
     exposed.CopyFrom(graph.model)
     have = {value.name for value in exposed.graph.output}
@@ -52,4 +52,5 @@ def activation_scales(graph: PreparedGraph, raw: bool) -> dict[str, float]:
     feeds = inputs(graph, raw=raw)
     session = ort.InferenceSession(exposed.SerializeToString())
     values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True)) | feeds
-    return {name: float(np.float32(max(np.abs(values[name]).max(), 1e-6) / 127)) for name in graph.activations}
+    largest = {name: max(np.abs(values[name]).max(), 1e-6) for name in graph.activations}
+    return {name: Grid(scale=float(np.float32(value / 127))) for name, value in largest.items()}

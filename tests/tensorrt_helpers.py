@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from ompq_deploy.artifacts import Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import along_axis, quantize, signed_range
 from tests.models import GraphBuilder
@@ -45,7 +45,7 @@ def quantize_plainly(graph: PreparedGraph, bits: Callable[[Layer], int] | int = 
     return QuantizedGraph(
         graph=graph,
         layers=tuple(_layer(index, layer, width(layer)) for layer in graph.layers),
-        activation_scales=_scales(graph),
+        grids={name: Grid(scale=s) for name, s in _scales(graph).items()},
     )
 
 

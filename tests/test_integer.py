@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ompq_deploy.artifacts import QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import Grid, QuantizedGraph, QuantizedLayer
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.export.integer.check import float_tensors_inside
 from ompq_deploy.export.integer.emit import accumulator, integer_model, stored
@@ -300,12 +300,12 @@ def test_random_scales_never_overflow(residual_model: Path) -> None:
     quantized = quantize_graph(residual_model)
     random = np.random.default_rng(3)
     for _ in range(5):
-        scales = {name: float(10.0 ** random.uniform(-3, 0)) for name in quantized.activation_scales}
+        grids = {name: Grid(scale=float(10.0 ** random.uniform(-3, 0))) for name in quantized.grids}
         layers = tuple(
             dataclasses.replace(q, scale=(10.0 ** random.uniform(-12, -2, q.scale.shape)).astype(np.float32))
             for q in quantized.layers
         )
-        program = lower(dataclasses.replace(quantized, layers=layers, activation_scales=scales))
+        program = lower(dataclasses.replace(quantized, layers=layers, grids=grids))
         assert_equal_to_reference(program, inputs(quantized.graph, SAMPLES))
 
 
@@ -319,8 +319,8 @@ def test_sums_between_two_and_four_billion_survive(tmp_path: Path) -> None:
         dataclasses.replace(q, codes=np.ones_like(q.codes), scale=np.full_like(q.scale, 0.99), biases={})
         for q in quantized.layers
     )
-    scales = dict.fromkeys(quantized.activation_scales, 1.0)
-    program = lower(dataclasses.replace(quantized, layers=identity, activation_scales=scales))
+    grids = dict.fromkeys(quantized.grids, Grid(scale=1.0))
+    program = lower(dataclasses.replace(quantized, layers=identity, grids=grids))
     values = np.arange(-128, 128, dtype=np.float32).reshape(1, 1, 1, 256)
     assert (assert_equal_to_reference(program, {"x": values}).integers["first_out"] == -127).any()
 
@@ -334,7 +334,7 @@ def quantize_open_graph(path: Path) -> QuantizedGraph:
         codes, scale = quantize_weight(weights[layer.name], 8, layer.channel_axis)
         biases = float_biases(GraphIndex(graph.model), layer)
         layers.append(QuantizedLayer(layer=layer, bits=8, codes=codes, scale=scale, biases=biases))
-    return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=dict.fromkeys(graph.activations, 0.03))
+    return QuantizedGraph(graph=graph, layers=tuple(layers), grids=dict.fromkeys(graph.activations, Grid(scale=0.03)))
 
 
 def test_symbolic_spatial_sizes(tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_a_grid_tensor_may_be_an_output_too(tmp_path: Path) -> None:
     feeds = inputs(quantized.graph, SAMPLES)
     reference = assert_equal_to_reference(lower(quantized), feeds)
     np.testing.assert_allclose(
-        reference.floats[block], reference.integers[block] * np.float32(quantized.activation_scales[block]), rtol=1e-6
+        reference.floats[block], reference.integers[block] * np.float32(quantized.grids[block].scale), rtol=1e-6
     )
 
 

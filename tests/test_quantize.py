@@ -47,8 +47,8 @@ def test_every_activation_gets_a_positive_scale(method: str, residual_model: Pat
     graph, _, captured = prepared(residual_model)
     settings = QuantizeSettings(effort="quick", calibration_method=method)
     quantized = quantize(graph, captured, uniform_plan(graph, 8), settings)
-    assert set(quantized.activation_scales) == set(graph.activations)
-    assert min(quantized.activation_scales.values()) > 0
+    assert set(quantized.grids) == set(graph.activations)
+    assert min(grid.scale for grid in quantized.grids.values()) > 0
 
 
 def test_bias_correction_removes_the_mean_error_of_each_class(residual_model: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_dead_channel_keeps_its_bias(tmp_path: Path) -> None:
     graph, _, captured = prepared(models.save(model, tmp_path / "dead.onnx"))
     quantized = quantize(graph, captured, uniform_plan(graph, 8), QuantizeSettings(effort="quick"))
     layer = next(q for q in quantized.layers if q.layer.name == "main1")
-    grid = quantized.activation_scales["add1_relu_out"]
+    grid = quantized.grids["add1_relu_out"].scale
     held = layer.bias_codes("main1", grid) * layer.bias_scale(grid)
     np.testing.assert_allclose(held[2], 1.5, rtol=1e-3)
     np.testing.assert_allclose(held, layer.biases["main1"], atol=float(layer.bias_scale(grid).max()))

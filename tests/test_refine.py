@@ -180,15 +180,16 @@ def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -
     quantized = quantize(graph, captured, uniform_plan(graph, 4), samples=samples)
     index = GraphIndex(graph.model)
     layers = {q.layer.name: q for q in quantized.layers}
-    stream = Stream(graph, samples, quantized.activation_scales, 1)
+    scales = {name: grid.scale for name, grid in quantized.grids.items()}
+    stream = Stream(graph, samples, scales, 1)
     found: list[np.ndarray] = []
     for piece in pieces(graph):
         if not piece:
             stream.step()
             continue
         q = layers[piece[0].name]
-        grid = layer_grid(index, quantized.activation_scales, piece[0].input[0])
-        head = head_of(piece[0], q, quantized.activation_scales[grid])
+        grid = layer_grid(index, scales, piece[0].input[0])
+        head = head_of(piece[0], q, scales[grid])
         if piece[-1].output[0] in graph.output_names:
             stream.step(head, tap=piece[-1].output[0], watch=lambda _, y: found.append(y))
         else:
@@ -214,7 +215,7 @@ def test_output_scales_ignore_what_no_weight_reads(tmp_path: Path) -> None:
     captured = capture(graph, samples, histograms=True)
     settings = QuantizeSettings(effort="quick", calibration_method="output")
     chosen = quantize(graph, captured, uniform_plan(graph, 8), settings, samples=samples)
-    assert chosen.activation_scales["x"] < coarse
+    assert chosen.grids["x"].scale < coarse
 
 
 def test_moments_of_large_and_constant_inputs() -> None:

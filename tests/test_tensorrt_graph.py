@@ -108,7 +108,7 @@ def test_activations_are_int8_with_zero_point_0_and_the_scale_of_their_grid(grap
         zero = index.constant(node.input[2])
         assert zero.dtype == np.int8
         assert zero == 0
-        assert float(index.constant(node.input[1])) in {np.float32(s) for s in quantized.activation_scales.values()}
+        assert float(index.constant(node.input[1])) in {np.float32(grid.scale) for grid in quantized.grids.values()}
 
 
 def test_a_sum_reads_one_operand_quantized_and_the_other_from_the_layer_it_fuses_with(tmp_path: Path) -> None:

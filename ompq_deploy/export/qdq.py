@@ -32,7 +32,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
     graph = quantized.graph
     index = GraphIndex(graph.model)
     by_node = {node: layer for layer in quantized.layers for node in layer.layer.nodes}
-    writer = _Writer(QdqNames(graph), quantized.activation_scales)
+    writer = _Writer(QdqNames(graph), {name: grid.scale for name, grid in quantized.grids.items()})
     names = writer.names
 
     for layer in quantized.layers:

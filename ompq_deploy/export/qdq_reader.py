@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import BitPlan, Grid, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.export.storage import needs_function
@@ -50,7 +50,7 @@ def read_qdq(model: onnx.ModelProto, graph: PreparedGraph, plan: BitPlan) -> Qua
                 grid = layer_grid(index, graph.activations, tensor)
                 biases[node] = _real_bias(value(names.bias(node)), unbiased.bias_scale(scales[grid]))
         layers.append(replace(unbiased, biases=biases))
-    return QuantizedGraph(graph=graph, layers=tuple(layers), activation_scales=scales)
+    return QuantizedGraph(graph=graph, layers=tuple(layers), grids={name: Grid(scale=s) for name, s in scales.items()})
 
 
 def _real_bias(stored: NDArray, scale: NDArray[np.float32]) -> NDArray[np.float32]:

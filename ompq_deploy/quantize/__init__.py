@@ -11,6 +11,7 @@ from ompq_deploy.artifacts import (
     BitPlan,
     Capture,
     Float32,
+    Grid,
     Layer,
     PreparedGraph,
     QuantizedGraph,
@@ -82,7 +83,7 @@ def quantize(
     else:
         refinement = RefineSettings(bias_correction=settings.bias_correction, seed=seed, threads=threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement)
-    return QuantizedGraph(graph=graph, layers=layers, activation_scales=grids)
+    return QuantizedGraph(graph=graph, layers=layers, grids={name: Grid(scale=s) for name, s in grids.items()})
 
 
 def _rounded(

@@ -30,7 +30,7 @@ class Scope:
             quantized=quantized,
             index=GraphIndex(quantized.graph.model),
             layers={node: layer for layer in quantized.layers for node in layer.layer.nodes},
-            grids={name: float(np.float32(quantized.activation_scales[name])) for name in quantized.graph.activations},
+            grids={name: float(np.float32(quantized.grids[name].scale)) for name in quantized.graph.activations},
         )
 
     @property

@@ -107,7 +107,7 @@ class _Writer:
 
     def __init__(self, quantized: QuantizedGraph) -> None:
         self.index = GraphIndex(quantized.graph.model)
-        self.scales = quantized.activation_scales
+        self.scales = {name: grid.scale for name, grid in quantized.grids.items()}
         self.layers = {name: layer for layer in quantized.layers for name in layer.layer.nodes}
         self.edges = quantized_edges(self.index, quantized.layers, self.scales)
         self.initializers: dict[str, TensorProto] = {}
