@@ -2,8 +2,8 @@
 
     winner = argmin over metrics of  d(f(x; w), f(x; Q(w)))          mean over samples that no metric has seen
 
-Q(w) are the weights rounded as the plan says; d is the root of the output KL, or the relative output error, of each
-sample (`distance` in `heads.py`, which says why the root). By construction the winner is at least as good there as
+Q(w) are the weights rounded as the plan says; d is the root of the output KL, or the relative error of the head that
+errs most (`distance` in `heads.py`, which says why the root). By construction the winner is at least as good there as
 the best single metric. Every fourth sample is held out; with fewer than `FEWEST_TO_SPLIT` samples the metrics and the
 contest share them all, and the record says so.
 """
@@ -19,9 +19,10 @@ import numpy as np
 
 from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, Samples
 from ompq_deploy.errors import BackendMissing, BadInput
-from ompq_deploy.heads import distance, find_head
+from ompq_deploy.head_search import find_heads
+from ompq_deploy.heads import Reference
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runner import run_samples
+from ompq_deploy.runner import run_samples, select
 
 HELD_OUT_EVERY = 4
 FEWEST_TO_SPLIT = 16
@@ -80,7 +81,7 @@ def split(samples: Samples) -> Split:
         return Split(scored=samples, held_out=samples, scored_rows=tuple(range(count)), note=SHARED_NOTE)
     held_out = np.arange(HELD_OUT_EVERY - 1, count, HELD_OUT_EVERY)
     scored = np.setdiff1d(np.arange(count), held_out)
-    return Split(scored=_rows(samples, scored), held_out=_rows(samples, held_out), scored_rows=tuple(scored.tolist()))
+    return Split(scored=select(samples, scored), held_out=select(samples, held_out), scored_rows=tuple(scored.tolist()))
 
 
 def captured_rows(capture: Capture, rows: Sequence[int]) -> Capture:
@@ -103,8 +104,8 @@ def hold_contest(
     A metric that lacks torch, or cannot use the samples, is skipped with its reason. Raises what the last metric
     raised where all are.
     """
-    head = find_head(graph)
-    reference = run_samples(graph, {}, head.tensors, samples.held_out, threads)
+    heads = find_heads(graph, samples.scored, threads)
+    reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, samples.held_out, threads))
     known: dict[tuple[int, ...], float] = {}
     plans: dict[str, BitPlan] = {}
     entries: list[Entry] = []
@@ -120,8 +121,8 @@ def hold_contest(
         widths = tuple(plan.bits().values())
         if widths not in known:
             weights = {name: rounding.rounded(name, b) for name, b in plan.bits().items()}
-            outputs = run_samples(graph, weights, head.tensors, samples.held_out, threads)
-            known[widths] = distance(head, reference, outputs)
+            outputs = run_samples(graph, weights, heads.tensors, samples.held_out, threads)
+            known[widths] = reference.distance(outputs)
         plans[metric] = plan
         entries.append(Entry(metric=metric, loss=known[widths], size_bytes=plan.size_bytes, seconds=_since(started)))
     measured = {entry.metric: entry.loss for entry in entries if entry.loss is not None}
@@ -132,16 +133,11 @@ def hold_contest(
     return Contest(
         plan=plans[winner],
         entries=tuple(entries),
-        measure=head.measure,
+        measure=heads.measure,
         scored=len(samples.scored),
         held_out=len(samples.held_out),
-        note=" ".join(filter(None, (samples.note, head.note))),
+        note=" ".join(filter(None, (samples.note, heads.note))),
     )
-
-
-def _rows(samples: Samples, rows: np.ndarray) -> Samples:
-    labels = None if samples.labels is None else samples.labels[rows]
-    return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
 
 
 def _since(started: float) -> float:

@@ -13,7 +13,7 @@ logits or from the outputs themselves where those are probabilities,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ompq_deploy.artifacts import Float32, Float64
-from ompq_deploy.errors import BadInput
+from ompq_deploy.errors import BadInput, GateFailed, OmpqError
 
 SMALLEST_PROBABILITY = 1e-7
 SUM_TOLERANCE = 1e-3
@@ -127,6 +127,36 @@ def compare_outputs(reference: Float32, other: Float32) -> Comparison:
     divergence = np.sum(np.exp(log_p) * (log_p - log_q), axis=1)
     same = reference.argmax(axis=1) == other.argmax(axis=1)
     return Comparison(n=len(same), agreement=100 * float(np.mean(same)), kl=max(0.0, float(np.mean(divergence))))
+
+
+def evaluation_document(evaluations: Mapping[str, Evaluation]) -> dict[str, Any] | None:
+    """Accuracy by model name, and how far each is from "float", as JSON values; None where nothing was evaluated."""
+    if not evaluations:
+        return None
+    reference = evaluations["float"]
+    document: dict[str, Any] = {}
+    for name, evaluation in evaluations.items():
+        document[name] = {"n": evaluation.n, "top1": evaluation.top1, "top5": evaluation.top5}
+        if evaluation is not reference:
+            comparison = compare(reference, evaluation)
+            document[name] |= {"agreement": comparison.agreement, "kl": comparison.kl}
+    return document
+
+
+def accuracy_failures(evaluations: Mapping[str, Evaluation], max_drop: float | None) -> list[OmpqError]:
+    """The gate on accuracy: one failure per model whose top-1 is more than `max_drop` points below "float"."""
+    if max_drop is None:
+        return []
+    reference = evaluations["float"].top1
+    return [
+        GateFailed(
+            f"top-1 of the {name} model drops by {reference - evaluation.top1:.2f} points, more than {max_drop:g}",
+            where=f"{evaluation.top1:.2f} against {reference:.2f} in float",
+            fix="raise --size, allow more widths with --bits, or give more calibration data",
+        )
+        for name, evaluation in evaluations.items()
+        if reference - evaluation.top1 > max_drop
+    ]
 
 
 def label_ranks(logits: Float32, labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
-from ompq_deploy.heads import returning
+from ompq_deploy.errors import BadInput
 
 BATCH = 16
 ERRORS_ONLY = 3
@@ -34,12 +35,63 @@ def run_samples(
     threads: int = 0,
 ) -> list[Float32]:
     """`tensors` for all samples, each with the samples on axis 0, under other weights for the layers named."""
-    session = start(returning(with_weights(graph, weights), tensors), threads)
-    parts = [
-        [value[:count] for value in session.run(list(tensors), feed)]
-        for feed, count in feeds(samples, graph.batch, BATCH)
-    ]
+    return run_model(with_weights(graph, weights), tensors, samples, graph.batch, threads)
+
+
+def run_model(
+    model: onnx.ModelProto, tensors: Sequence[str], samples: Samples, fixed: int | None, threads: int = 0
+) -> list[Float32]:
+    """`tensors` of a model for all samples, as `run_batches` gives them, put together."""
+    parts = run_batches(model, tensors, samples, fixed, threads)
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def run_batches(
+    model: onnx.ModelProto, tensors: Sequence[str], samples: Samples, fixed: int | None, threads: int = 0
+) -> Iterator[list[Float32]]:
+    """`tensors` of a model batch by batch, each with the samples on axis 0; `fixed` is its batch where it has one.
+
+    Raises BadInput for a tensor whose shape depends on the sample, such as the boxes a detector keeps.
+    """
+    session = start(returning(model, tensors), threads)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for feed, count in feeds(samples, fixed, BATCH):
+        values = session.run(list(tensors), feed)
+        batch = [by_sample(value, size_of(feed), name)[:count] for name, value in zip(tensors, values, strict=True)]
+        for name, value in zip(tensors, batch, strict=True):
+            if shapes.setdefault(name, value.shape[1:]) != value.shape[1:]:
+                raise _not_by_sample(name, "has another shape for other samples")
+        yield batch
+
+
+def by_sample(value: NDArray[Any], size: int, name: str) -> NDArray[Any]:
+    """`value` of a run of `size` samples with the samples on axis 0: that axis is split off where it holds more."""
+    if value.ndim and len(value) == size:
+        return value
+    if value.ndim and len(value) % size == 0:
+        return value.reshape(size, len(value) // size, *value.shape[1:])
+    raise _not_by_sample(name, f"is {value.shape} for {size} samples")
+
+
+def size_of(feed: Mapping[str, Sized]) -> int:
+    """The number of samples in a feed."""
+    return len(next(iter(feed.values())))
+
+
+def select(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+    """Some of the samples, by their places."""
+    labels = None if samples.labels is None else samples.labels[rows]
+    return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
+
+
+def returning(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `model` whose outputs are `tensors`."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.output[:]
+    known = {value.name: value for value in (*model.graph.output, *model.graph.value_info, *model.graph.input)}
+    result.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in tensors)
+    return result
 
 
 def with_weights(graph: PreparedGraph, weights: Mapping[str, Float32]) -> onnx.ModelProto:
@@ -62,3 +114,11 @@ def feeds(samples: Samples, fixed: int | None, batch: int) -> Iterator[tuple[dic
         if fixed:
             rows = np.concatenate([rows, np.full(fixed - count, rows[-1])])
         yield {name: array[rows] for name, array in samples.inputs.items()}, count
+
+
+def _not_by_sample(name: str, how: str) -> BadInput:
+    return BadInput(
+        f"the output {name!r} {how}, so that two versions of the model cannot be compared sample by sample",
+        where="the model's outputs",
+        fix="cut off the post-processing that selects, such as NonMaxSuppression, and plan with --metric orm till then",
+    )

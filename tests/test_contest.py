@@ -13,7 +13,8 @@ from ompq_deploy.allocate import allocate
 from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, Samples, SizeTable
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BackendMissing
-from ompq_deploy.heads import distance, find_head
+from ompq_deploy.head_search import find_heads
+from ompq_deploy.heads import Reference
 from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.numerics import packed_bytes
 from ompq_deploy.prepare import prepare
@@ -60,13 +61,13 @@ class Planner:
 def test_the_winner_is_never_worse_than_any_metric_on_the_samples_held_out(graph: PreparedGraph) -> None:
     planner = Planner(graph, samples_of(graph, 32))
     result = planner.hold()
-    head = find_head(graph)
     held_out = planner.parts.held_out
-    reference = run_samples(graph, {}, head.tensors, held_out)
+    heads = find_heads(graph, held_out)
+    reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, held_out))
 
     def loss(plan: BitPlan) -> float:
         weights = {name: planner.rounding.rounded(name, b) for name, b in plan.bits().items()}
-        return distance(head, reference, run_samples(graph, weights, head.tensors, held_out))
+        return reference.distance(run_samples(graph, weights, heads.tensors, held_out))
 
     measured = {metric: loss(plan) for metric, plan in planner.plans.items()}
     assert len(set(measured.values())) > 2, "the metrics all agree, so there is no contest"

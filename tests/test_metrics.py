@@ -11,7 +11,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ompq_deploy.artifacts import PreparedGraph, Samples, Scores
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BadInput
-from ompq_deploy.heads import divergence, find_head
+from ompq_deploy.head_search import find_heads
+from ompq_deploy.heads import Reference
 from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, orm, round_weights, score
 from ompq_deploy.metrics.granularity import groups
 from ompq_deploy.metrics.hawq import trace
@@ -119,7 +120,11 @@ def test_the_hutchinson_trace_is_the_trace_of_the_exact_hessian(small: PreparedG
     first = np.mean((net.x**2).sum(axis=1) * into_hidden.sum(axis=1))
     second = np.mean((net.a**2).sum(axis=1) * np.trace(curvature, axis1=1, axis2=2))
     problem = Problem(
-        network=torch_graph.load(small, "the test"), graph=small, head=find_head(small), samples=samples, seed=0
+        network=torch_graph.load(small, "the test"),
+        graph=small,
+        heads=find_heads(small, samples),
+        samples=samples,
+        seed=0,
     )
     probes = hessian_probes(problem, 400)
     error = probes.std(axis=0, ddof=1) / np.sqrt(len(probes))
@@ -136,11 +141,11 @@ def test_kl_of_one_layer_is_the_divergence_of_the_whole_network_with_that_layer_
     residual: PreparedGraph,
 ) -> None:
     evidence = evidence_of(residual, samples_of(residual, 8))
-    head = find_head(residual)
-    reference = run_samples(residual, {}, head.tensors, evidence.samples)
+    tensors = evidence.heads.tensors
+    reference = Reference(heads=evidence.heads, outputs=run_samples(residual, {}, tensors, evidence.samples))
     expected = [
         [
-            divergence(head, reference, run_samples(residual, {layer.name: weight}, head.tensors, evidence.samples))
+            reference.divergence(run_samples(residual, {layer.name: weight}, tensors, evidence.samples))
             for weight in (evidence.rounding.rounded(layer.name, width) for width in BITS)
         ]
         for layer in residual.layers
@@ -188,16 +193,17 @@ def test_mpqco_of_an_image_is_half_its_expected_output_error(tmp_path: Path) -> 
     model = g.model(["N", 3, 8, 8], g.conv("x", "only", 3, 4), ["N", 4, 8, 8])
     graph = prepare(models.save(model, tmp_path / "image.onnx"))
     samples = samples_of(graph, 400)
-    head = find_head(graph)
-    reference = run_samples(graph, {}, head.tensors, samples)
-    rounded = run_samples(graph, {"only": round_weights(graph, BITS).rounded("only", 2)}, head.tensors, samples)
-    expected = 0.5 * divergence(head, reference, rounded)
+    heads = find_heads(graph, samples)
+    reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, samples))
+    rounded = run_samples(graph, {"only": round_weights(graph, BITS).rounded("only", 2)}, heads.tensors, samples)
+    expected = 0.5 * reference.divergence(rounded)
     assert scores_of(graph, "mpqco", samples).loss[0, 0] == pytest.approx(expected, rel=0.25)
 
 
 def test_a_softmax_at_the_end_is_seen_through(small: PreparedGraph) -> None:
-    assert find_head(small).tensors == ("z",)
-    assert find_head(small).classifier
+    heads = find_heads(small, samples_of(small, 1))
+    assert heads.tensors == ("z",)
+    assert heads.classifier
 
 
 def test_blocks_stages_and_the_net_are_read_off_the_graph(residual: PreparedGraph) -> None:

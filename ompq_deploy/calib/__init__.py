@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ompq_deploy.calib.input_spec import InputSpec, input_specs
-from ompq_deploy.calib.load import DEFAULT_SAMPLES, LabelledSet, load_labelled, load_samples
+from ompq_deploy.calib.load import DEFAULT_SAMPLES, LabelledSet, load_labelled, load_samples, load_unused
 from ompq_deploy.calib.preprocess import PRESETS, Preprocess, make_preprocess
 from ompq_deploy.calib.sources import DEFAULT_PRESET
 
@@ -17,5 +17,6 @@ __all__ = [
     "input_specs",
     "load_labelled",
     "load_samples",
+    "load_unused",
     "make_preprocess",
 ]

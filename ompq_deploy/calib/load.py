@@ -61,23 +61,26 @@ def load_samples(
     `path` None means the bundled photographs. Labels are kept where an .npz has them. Images are preprocessed as
     torchvision does unless `preprocess` says otherwise; `source` tells. Arrays that are not uint8 are fed as they are.
     """
-    data: Source
-    labels: NDArray[np.int64] | None = None
-    if path is None:
-        data, place = _bundled(inputs, preprocess), "bundled photographs"
-    elif path.is_dir():
-        data, place = from_files(list_images(path), inputs, preprocess), f"images of {path}"
-    else:
-        data, labels = _array_source(path, inputs, preprocess)
-        place = f"samples of {path}"
+    data, labels, place = open_source(path, inputs, preprocess)
     chosen = _choose(len(data), DEFAULT_SAMPLES if count is None else count, seed, place)
-    feeds = data.take(chosen.tolist())
-    return Samples(
-        inputs=feeds,
-        labels=None if labels is None else labels[chosen],
-        source=f"{len(chosen)} {place}, {data.how}",
-        sha256=_digest(feeds),
-    )
+    return _take(data, labels, chosen, place)
+
+
+def load_unused(
+    path: Path | None,
+    inputs: Sequence[InputSpec],
+    *,
+    count: int,
+    used: int,
+    preprocess: Preprocess | None = None,
+    seed: int = 0,
+) -> Samples | None:
+    """At most `count` samples that `load_samples` leaves when asked for `used`; None where it leaves none."""
+    data, labels, place = open_source(path, inputs, preprocess)
+    left = np.setdiff1d(np.arange(len(data)), _choose(len(data), used, seed, place))
+    if not left.size:
+        return None
+    return _take(data, labels, left[_choose(len(left), count, seed, place)], f"unused {place}")
 
 
 def load_labelled(
@@ -112,6 +115,28 @@ def load_labelled(
         labels=labels[chosen],
         source=f"{len(chosen)} {place}, {data.how}",
         classes=classes,
+    )
+
+
+def open_source(
+    path: Path | None, inputs: Sequence[InputSpec], preprocess: Preprocess | None
+) -> tuple[Source, NDArray[np.int64] | None, str]:
+    """All samples, their labels where they have any, and what a person would call them."""
+    if path is None:
+        return _bundled(inputs, preprocess), None, "bundled photographs"
+    if path.is_dir():
+        return from_files(list_images(path), inputs, preprocess), None, f"images of {path}"
+    data, labels = _array_source(path, inputs, preprocess)
+    return data, labels, f"samples of {path}"
+
+
+def _take(data: Source, labels: NDArray[np.int64] | None, chosen: NDArray[np.int64], place: str) -> Samples:
+    feeds = data.take(chosen.tolist())
+    return Samples(
+        inputs=feeds,
+        labels=None if labels is None else labels[chosen],
+        source=f"{len(chosen)} {place}, {data.how}",
+        sha256=_digest(feeds),
     )
 
 

@@ -7,7 +7,8 @@ bounded by counts, not by a clock, so that a plan is the same on every run and m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples, Scores
 from ompq_deploy.errors import BadInput
-from ompq_deploy.heads import find_head
+from ompq_deploy.heads import Heads
 from ompq_deploy.metrics import baselines, orm
 from ompq_deploy.metrics.granularity import GRANULARITIES, groups
 from ompq_deploy.metrics.hawq import hawq
@@ -59,6 +60,13 @@ class Evidence:
     capture: Capture | None
     threads: int = 0
 
+    @cached_property
+    def heads(self) -> Heads:
+        """What the network is compared by."""
+        from ompq_deploy.head_search import find_heads
+
+        return find_heads(self.graph, self.samples, self.threads)
+
 
 def score(evidence: Evidence, settings: MetricSettings) -> Scores:
     """The loss of every width of every layer under one metric."""
@@ -69,9 +77,9 @@ def score(evidence: Evidence, settings: MetricSettings) -> Scores:
 
 def take(samples: Samples, count: int) -> Samples:
     """`count` of the samples, evenly spread; all of them where there are no more."""
-    rows = np.arange(min(count, len(samples))) * len(samples) // min(count, len(samples))
-    labels = None if samples.labels is None else samples.labels[rows]
-    return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
+    from ompq_deploy.runner import select
+
+    return select(samples, np.arange(min(count, len(samples))) * len(samples) // min(count, len(samples)))
 
 
 def _orm(evidence: Evidence, settings: MetricSettings) -> Scores:
@@ -91,7 +99,7 @@ def _mpqco(evidence: Evidence, settings: MetricSettings) -> Scores:
     problem = _differentiable(evidence, evidence.samples, settings)
     from ompq_deploy.metrics.gradients import projections
 
-    return mpqco(projections(problem, evidence.rounding), evidence.rounding.bits, problem.head.note)
+    return mpqco(projections(problem, evidence.rounding), evidence.rounding.bits, problem.heads.note)
 
 
 def _hawq(evidence: Evidence, settings: MetricSettings) -> Scores:
@@ -101,7 +109,7 @@ def _hawq(evidence: Evidence, settings: MetricSettings) -> Scores:
 
     sizes = np.array([layer.numel for layer in evidence.graph.layers], np.float64)
     squared = evidence.rounding.squared()
-    return hawq(hessian_probes(problem, PROBES), sizes, squared, evidence.rounding.bits, problem.head.note)
+    return hawq(hessian_probes(problem, PROBES), sizes, squared, evidence.rounding.bits, problem.heads.note)
 
 
 def _differentiable(evidence: Evidence, samples: Samples, settings: MetricSettings) -> Problem:
@@ -112,7 +120,7 @@ def _differentiable(evidence: Evidence, samples: Samples, settings: MetricSettin
     return Problem(
         network=network,
         graph=evidence.graph,
-        head=find_head(evidence.graph),
+        heads=evidence.heads,
         samples=samples,
         seed=settings.seed,
         threads=evidence.threads,
@@ -125,7 +133,7 @@ def _kl(evidence: Evidence, _: MetricSettings) -> Scores:
     graph, rounding = evidence.graph, evidence.rounding
     half_of_the_network = len(graph.layers) * len(rounding.bits) / 2
     samples = take(evidence.samples, _affordable(graph, KL_WORK, half_of_the_network))
-    return output_error(graph, find_head(graph), samples, rounding, evidence.threads)
+    return output_error(graph, evidence.heads, samples, rounding, evidence.threads)
 
 
 def _mse(evidence: Evidence, _: MetricSettings) -> Scores:

@@ -1,8 +1,9 @@
 """What `mpqco` and `hawq` need from torch: per-sample gradients and Hessian probes of the loss.
 
 classifier     l_n = -ln p_y(x_n)
-other heads    l_n = sum over outputs of <r_n, y_k> / ||y_k||             for gradients  (mpqco.py says why)
-               l_n = sum over outputs of ||y_k(w) - y_k||^2 / 2 ||y_k||^2 for Hessians
+other heads    l_n = <r_n, W y_n>                 for gradients (mpqco.py says why), r_n random signs
+               l_n = ||W (y_n(w) - y_n)||^2 / 2   for Hessians: the mean over heads of their relative squared errors, W
+                                                  being `Heads.root_weights`
 
 One sample, or a few, per task; each task on one thread and one task per core, which for these small batches is
 several times faster than torch's own threads, and gives the same sums in the same order everywhere.
@@ -22,24 +23,23 @@ from torch import Tensor
 
 from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
-from ompq_deploy.heads import Head
+from ompq_deploy.heads import Heads
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runner import feeds
+from ompq_deploy.runner import feeds, size_of
 from ompq_deploy.torch_graph.graph import TorchGraph
 
 T = TypeVar("T")
-SMALLEST_NORM = 1e-12
 HESSIAN_BATCH = 4
 """Samples whose doubly differentiable graph is held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The loss to differentiate: the network, what its outputs are, the samples, a seed and the threads to use."""
+    """The loss to differentiate: the network, its heads, the samples, a seed and the threads to use."""
 
     network: TorchGraph
     graph: PreparedGraph
-    head: Head
+    heads: Heads
     samples: Samples
     seed: int
     threads: int = 0
@@ -56,16 +56,16 @@ class _Batch:
 
 def projections(problem: Problem, rounding: Rounding) -> Float64:
     """<g_in, Q_b(w_i) - w_i> for every sample, layer and width, float64 (N, L, B): one backward pass per sample."""
-    network, head = problem.network, problem.head
+    network, heads = problem.network, problem.heads
     weights = _leaves(network)
     errors = [torch.from_numpy(rounding.errors[name].reshape(len(rounding.bits), -1)) for name in weights]
 
     def of_batch(batch: _Batch) -> list[Float64]:
-        values = list(network(batch.feed, weights, outputs=head.tensors).values())
-        if head.classifier:
+        values = list(network(batch.feed, weights, outputs=heads.tensors).values())
+        if heads.classifier:
             losses = _log_loss(values[0], batch.labels)
         else:
-            losses = _signed_outputs(values, len(batch.labels), _generator(problem.seed, batch.number))
+            losses = _signed(_weighted(problem, batch, values), _generator(problem.seed, batch.number))
         rows = []
         for loss in losses:
             gradients = torch.autograd.grad(
@@ -80,14 +80,17 @@ def projections(problem: Problem, rounding: Rounding) -> Float64:
 
 def hessian_probes(problem: Problem, count: int) -> Float64:
     """v_i^T (H v)_i of the mean loss for `count` draws of random signs v, float64 (P, L)."""
-    network, head = problem.network, problem.head
+    network, heads = problem.network, problem.heads
     weights = _leaves(network)
     leaves = list(weights.values())
     draws = [_signs(leaves, _generator(problem.seed, probe)) for probe in range(count)]
 
     def of_batch(batch: _Batch) -> Float64:
-        values = list(network(batch.feed, weights, outputs=head.tensors).values())
-        losses = _log_loss(values[0], batch.labels) if head.classifier else _squared_errors(values, len(batch.labels))
+        values = list(network(batch.feed, weights, outputs=heads.tensors).values())
+        if heads.classifier:
+            losses = _log_loss(values[0], batch.labels)
+        else:
+            losses = _squared_errors(_weighted(problem, batch, values))
         gradients = torch.autograd.grad(
             losses.sum(), leaves, create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -125,7 +128,7 @@ def _leaves(network: TorchGraph) -> dict[str, Tensor]:
 def _batches(problem: Problem, size: int) -> list[_Batch]:
     samples = problem.samples
     labels: Sequence[int | None] = [None] * len(samples)
-    if problem.head.classifier and samples.labels is not None:
+    if problem.heads.classifier and samples.labels is not None:
         labels = samples.labels.tolist()
     found = []
     start = 0
@@ -151,23 +154,19 @@ def _log_loss(logits: Tensor, labels: Sequence[int | None]) -> Tensor:
     return -torch.log_softmax(flat[: len(chosen)], 1)[torch.arange(len(chosen)), chosen]
 
 
-def _signed_outputs(values: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
-    """sum over outputs of <r_n, y_k> / ||y_k||, one per sample."""
-    total = torch.zeros(count)
-    for value in values:
-        flat = value.reshape(len(value), -1)[:count]
-        total = total + (_signs([flat], generator)[0] * flat).sum(dim=1) / _norms(flat)
-    return total / len(values) ** 0.5
+def _weighted(problem: Problem, batch: _Batch, values: Sequence[Tensor]) -> Tensor:
+    """W y_n of all outputs together, (samples, elements)."""
+    size, count = size_of(batch.feed), len(batch.labels)
+    weights = [torch.from_numpy(array) for array in problem.heads.root_weights]
+    rows = [value.reshape(size, -1)[:count] * row for value, row in zip(values, weights, strict=True)]
+    return torch.cat(rows, dim=1)
 
 
-def _squared_errors(values: Sequence[Tensor], count: int) -> Tensor:
-    """Half the relative squared distance from the present outputs: zero, with the Gauss-Newton matrix as Hessian."""
-    total = torch.zeros(count)
-    for value in values:
-        flat = value.reshape(len(value), -1)[:count]
-        total = total + 0.5 * ((flat - flat.detach()) / _norms(flat)[:, None]).square().sum(dim=1)
-    return total / len(values)
+def _signed(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """<r_n, W y_n>, one per sample."""
+    return (_signs([outputs], generator)[0] * outputs).sum(dim=1)
 
 
-def _norms(flat: Tensor) -> Tensor:
-    return flat.detach().norm(dim=1).clamp(min=SMALLEST_NORM)
+def _squared_errors(outputs: Tensor) -> Tensor:
+    """Half the squared distance from the present outputs: zero, with the Gauss-Newton matrix as Hessian."""
+    return 0.5 * (outputs - outputs.detach()).square().sum(dim=1)

@@ -1,6 +1,7 @@
 """`kl`: quantize one layer at a time and measure how far the network's outputs move, in onnxruntime.
 
-    loss_i(b) = d(f(x; w), f(x; w with w_i = Q_b(w_i)))           d: output KL, or relative output error (`heads.py`)
+    loss_i(b) = divergence(f(x; w), f(x; w with w_i = Q_b(w_i)))      output KL, or the mean relative squared error of
+                                                                      the heads (`heads.py`)
 
 Everything before layer i is as in the float network, so only the nodes behind it run, fed with tensors kept from
 one float pass. One session per layer, with that layer's weight as an input, serves all widths.
@@ -8,38 +9,38 @@ one float pass. One session per layer, with that layer's weight as an input, ser
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph, Samples, Scores
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.heads import Head, divergence, returning
+from ompq_deploy.heads import Heads, Reference
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runner import feeds, start
+from ompq_deploy.runner import by_sample, feeds, returning, size_of, start
 
 
-def output_error(graph: PreparedGraph, head: Head, samples: Samples, rounding: Rounding, threads: int = 0) -> Scores:
+def output_error(graph: PreparedGraph, heads: Heads, samples: Samples, rounding: Rounding, threads: int = 0) -> Scores:
     """The loss of every layer and width, measured on all of `samples`; those of a short fixed batch are dropped."""
-    suffixes = [suffix_model(graph, layer, head) for layer in graph.layers]
+    suffixes = [suffix_model(graph, layer, heads) for layer in graph.layers]
     kept = sorted({value.name for model in suffixes for value in model.graph.input} - {x.weight for x in graph.layers})
-    session = start(returning(graph.model, list(dict.fromkeys([*head.tensors, *_computed(graph, kept)]))), threads)
+    session = start(returning(graph.model, list(dict.fromkeys([*heads.tensors, *_computed(graph, kept)]))), threads)
     names = [value.name for value in session.get_outputs()]
     passes = [
         feed | dict(zip(names, session.run(names, feed), strict=True))
         for feed, count in feeds(samples, graph.batch, len(samples))
         if count == (graph.batch or count)
     ]
+    reference = Reference(heads=heads, outputs=_outputs(heads, passes, passes))
     loss = np.stack(
-        [_layer_losses(model, layer, head, passes, rounding, threads)
+        [_layer_losses(model, layer, reference, passes, rounding, threads)
          for model, layer in zip(suffixes, graph.layers, strict=True)]
     )  # fmt: skip
-    return Scores(metric="kl", bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=head.note)
+    return Scores(metric="kl", bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=heads.note)
 
 
-def suffix_model(graph: PreparedGraph, layer: Layer, head: Head) -> onnx.ModelProto:
+def suffix_model(graph: PreparedGraph, layer: Layer, heads: Heads) -> onnx.ModelProto:
     """The nodes that depend on a layer's weight, as a model from the tensors they read and the weight to the head."""
     index = GraphIndex(graph.model)
     changed: set[str] = {layer.weight}
@@ -49,7 +50,7 @@ def suffix_model(graph: PreparedGraph, layer: Layer, head: Head) -> onnx.ModelPr
             nodes.append(node)
             changed.update(node.output)
     read = {name for node in nodes for name in node.input if name}
-    model = returning(graph.model, [name for name in head.tensors if name in changed])
+    model = returning(graph.model, [name for name in heads.tensors if name in changed])
     del model.graph.node[:], model.graph.input[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     constants = [t for name, t in index.initializers.items() if name in read and name != layer.weight]
@@ -63,7 +64,7 @@ def suffix_model(graph: PreparedGraph, layer: Layer, head: Head) -> onnx.ModelPr
 def _layer_losses(
     model: onnx.ModelProto,
     layer: Layer,
-    head: Head,
+    reference: Reference,
     passes: list[dict[str, Float32]],
     rounding: Rounding,
     threads: int,
@@ -76,15 +77,22 @@ def _layer_losses(
     losses = []
     for width in rounding.bits:
         weight = rounding.rounded(layer.name, width)
-        found: Mapping[str, list[Float32]] = defaultdict(list)
-        for known in passes:
-            feed = {name: known[name] for name in outer} | {layer.weight: weight}
-            moved = dict(zip(names, session.run(names, feed), strict=True))
-            for name in head.tensors:
-                found[name].append(moved.get(name, known[name]))
-        reference = [np.concatenate([known[name] for known in passes]) for name in head.tensors]
-        losses.append(divergence(head, reference, [np.concatenate(found[name]) for name in head.tensors]))
+        inputs = [{name: known[name] for name in outer} | {layer.weight: weight} for known in passes]
+        moved = [dict(zip(names, session.run(names, feed), strict=True)) for feed in inputs]
+        losses.append(reference.divergence(_outputs(reference.heads, moved, passes)))
     return np.array(losses)
+
+
+def _outputs(
+    heads: Heads, moved: Sequence[Mapping[str, Float32]], known: Sequence[Mapping[str, Float32]]
+) -> list[Float32]:
+    """The tensors to compare, all samples on axis 0: what each pass moved, and what it left as known."""
+    return [
+        np.concatenate(
+            [by_sample(new.get(name, old[name]), size_of(old), name) for new, old in zip(moved, known, strict=True)]
+        )
+        for name in heads.tensors
+    ]
 
 
 def _computed(graph: PreparedGraph, names: list[str]) -> list[str]:

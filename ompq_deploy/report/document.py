@@ -1,4 +1,4 @@
-"""report.json: the plan, the verdict, the engine record and the evaluation in one document."""
+"""report.json: the plan, the verdict, the engine record, the heads and the evaluation in one document."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def report_document(
     *,
     verdict: Mapping[str, Any] | None,
     engine: Mapping[str, Any] | None,
+    heads: Mapping[str, Any] | None,
     evaluation: Mapping[str, Any] | None,
     skipped: Mapping[str, str],
     failures: Sequence[OmpqError],
@@ -24,6 +25,7 @@ def report_document(
         **plan,
         "verify": verdict,
         "engine": engine,
+        "heads": heads,
         "eval": evaluation,
         "skipped": dict(skipped),
         "failures": [{"exit_code": e.exit_code, "what": e.what, "where": e.where, "fix": e.fix} for e in failures],

@@ -37,6 +37,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     if document.get("metric_note"):
         parts.append(f"[yellow]metric {document['metric_chosen']}:[/] {escape(document['metric_note'])}")
     parts.append(_summary_table(document))
+    parts += [_heads_table(document["heads"])] if document.get("heads") else []
     parts.append(f"calibrated on {escape(document['calibration']['source'])}")
     parts += [f"[yellow]skipped {name}:[/] {escape(reason)}" for name, reason in document["skipped"].items()]
     parts += [
@@ -109,6 +110,24 @@ def _summary_table(document: Mapping[str, Any]) -> Table:
             f"{100 * verdict['exact_fraction']:.4f} % of its integers equal the Q/DQ model's, largest difference "
             f"{verdict['max_lsb']} step; end to end {100 * verdict['end_to_end_exact_fraction']:.2f} %"
         )
+    return table
+
+
+def _heads_table(heads: Mapping[str, Any]) -> Table:
+    """How far every head is from the float model's, one line per head."""
+    table = Table(title="heads against float", title_justify="left", caption_justify="left")
+    for heading, justify in (("output", "left"), ("shape", "right"), ("made by", "left"), ("error %", "right"),
+                             ("SQNR dB", "right"), ("cosine", "right"), ("integer error %", "right")):  # fmt: skip
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in heads["rows"]:
+        qdq, integer = row["qdq"], row.get("integer")
+        table.add_row(
+            escape(row["tensor"]), " x ".join(map(str, row["shape"])), escape(", ".join(row["layers"])),
+            f"{100 * qdq['relative_error']:.2f}", _figure(qdq["sqnr_db"], 1), f"{qdq['cosine']:.4f}",
+            f"{100 * integer['relative_error']:.2f}" if integer else "",
+        )  # fmt: skip
+    kind = "held out from calibration" if heads["held_out"] else "of the calibration itself"
+    table.caption = f"error relative to how much a head varies, samples {kind}\n{escape(heads['source'])}"
     return table
 
 
