@@ -72,6 +72,24 @@ def test_the_gradient_of_a_step_is_that_of_lsq() -> None:
         assert float(found) == pytest.approx(gradient, abs=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_one_step_has_the_gradients_of_a_step_per_channel(dtype: str, tolerance: float) -> None:
+    """What is computed in few passes for activations is what autograd finds for weights."""
+    from ompq_deploy.torch_graph.fake_quant import fake_quantize
+
+    x = 4 * torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    at_an_edge = torch.minimum((x / 0.3 + 10.5).abs(), (x / 0.3 - 5.5).abs()) < 0.1
+    x = x.masked_fill(at_an_edge, 0).to(getattr(torch, dtype))
+    found = []
+    for shape, given in (((), x), ((1, 1), x.float())):
+        value, step = given.clone().requires_grad_(), torch.full(shape, 0.3, requires_grad=True)
+        y = fake_quantize(value, step, -10, 5)
+        y.backward(torch.cos(7 * x.float()).to(x.dtype).to(given.dtype))
+        found.append((y.detach().float(), value.grad.float(), step.grad.reshape(())))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
 def test_real_networks_agree(shared: Callable[[str], Path]) -> None:
     """The largest difference of the outputs, on calibration-like noise, is below a hundredth of their range."""
     for model in ("models/cifar10/resnet20.onnx", "models/cifar10/vit_small.onnx"):

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["load", "require_torch"]
 
 
-def require_torch(purpose: str) -> None:
-    """Raise BackendMissing, naming the extra to install, where torch is not there."""
+def require_torch(purpose: str, instead: str = "") -> None:
+    """Raise BackendMissing, naming the extra to install and what would do `instead`, where torch is not there."""
     if find_spec("torch") is None:
         raise BackendMissing(
             f"{purpose} needs gradients, and torch is not installed",
             where=purpose,
-            fix='pip install "ompq-deploy[torch]", or choose a metric that does without: orm, kl, mse, size',
+            fix='pip install "ompq-deploy[torch]"' + (f", or {instead}" if instead else ""),
         )
 
 
 def load(graph: PreparedGraph, purpose: str) -> TorchGraph:
     """The graph, ready to run in torch. Raises BackendMissing without torch, or for an operator it does not know."""
-    require_torch(purpose)
+    require_torch(purpose, "choose a metric that does without: orm, kl, mse, size")
     from ompq_deploy.torch_graph.graph import TorchGraph
 
     return TorchGraph(graph)

@@ -62,6 +62,12 @@ class FakeQuantGraph(nn.Module):
         )
         self.steps = _parameters(np.float32(quantized.grids[name].scale) for name in self.activations)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantGraph:
+        """What `to` calls: the constants of the graph move with the parameters."""
+        super()._apply(fn, recurse)
+        self.network.to(self.steps[0].device)
+        return self
+
     def forward(
         self,
         feeds: Mapping[str, Tensor],
@@ -85,7 +91,7 @@ class FakeQuantGraph(nn.Module):
         """The fake-quantized weight of layer `i`."""
         weight, layer = self.weights[i], self.origin.layers[i].layer
         low, high = signed_range(self.bits[i])
-        return fake_quantize(weight, _along(self.scale(i), weight, layer), low, high)
+        return fake_quantize(weight, along(self.scale(i), weight, layer), low, high)
 
     def scale(self, i: int) -> Tensor:
         """The weight scales of layer `i`, kept positive."""
@@ -107,7 +113,7 @@ class FakeQuantGraph(nn.Module):
 
     def grid(self, i: int) -> Grid:
         """The grid of `activations[i]` as it is now."""
-        return replace(self.origin.grids[self.activations[i]], scale=float(self.step(i)))
+        return replace(self.origin.grids[self.activations[i]], scale=float(self.step(i).detach()))
 
     def quantizer(self, i: int) -> Callable[[Tensor], Tensor]:
         """What puts `activations[i]` on its grid."""
@@ -116,18 +122,22 @@ class FakeQuantGraph(nn.Module):
 
     @torch.no_grad()
     def quantized(self) -> QuantizedGraph:
-        """The integers that the parameters stand for now."""
+        """The integers that the parameters stand for now; symmetric grids grow and shrink with the others."""
         biases = {node: _array(self.biases[i]) for i, node in enumerate(self.bias_nodes)}
         layers = []
         for i, q in enumerate(self.origin.layers):
             low, high = signed_range(q.bits)
             codes = torch.clamp(
-                torch.round(self.weights[i] / _along(self.scale(i), self.weights[i], q.layer)), low, high
+                torch.round(self.weights[i] / along(self.scale(i), self.weights[i], q.layer)), low, high
             )
             kept = {node: biases[node] for node in q.biases}
             layers.append(replace(q, codes=_array(codes).astype(np.int8), scale=_array(self.scale(i)), biases=kept))
-        grids = {name: self.grid(i) for i, name in enumerate(self.activations)}
-        return replace(self.origin, layers=tuple(layers), grids=grids)
+        before, grids = self.origin.grids, {name: self.grid(i) for i, name in enumerate(self.activations)}
+        symmetric = {
+            name: replace(grid, scale=float(np.float32(grid.scale * grids[name].scale / before[name].scale)))
+            for name, grid in self.origin.calibrated_symmetric.items()
+        }
+        return replace(self.origin, layers=tuple(layers), grids=grids, calibrated_symmetric=symmetric)
 
 
 class _Round(torch.autograd.Function):
@@ -142,8 +152,35 @@ class _Round(torch.autograd.Function):
         return gradient
 
 
+class _OneStep(torch.autograd.Function):
+    """`fake_quantize` with one step for the whole tensor, in few passes over memory and with little saved.
+
+    With y the output, g its gradient and I the elements whose codes are inside the range, I g is the gradient of x and
+    sum g (y - I x) / scale that of the scale. Computed in float32 and returned in the type of x, for autocast.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        y = torch.div(x.float(), scale).round_().clamp_(low, high).mul_(scale).to(x.dtype)
+        ctx.save_for_backward(x, y, scale)
+        ctx.range = low, high
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, y, scale = ctx.saved_tensors
+        low, high = ctx.range
+        inside = torch.ops.aten.hardtanh_backward  # one pass, where a mask of bools takes three
+        steps = x / scale
+        error = inside(steps, steps, low - 0.5, high + 0.5).mul_(-scale).add_(y)
+        of_scale = error.mul_(gradient).sum(dtype=torch.float32) / scale
+        return inside(gradient, steps, low - 0.5, high + 0.5), of_scale, None, None
+
+
 def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """scale * clip(round(x / scale), low, high); `scale` broadcasts."""
+    if scale.ndim == 0:
+        return _OneStep.apply(x, scale, low, high)
     return torch.clamp(_Round.apply(x / scale), low, high) * scale
 
 
@@ -186,7 +223,8 @@ def _parameters(values: Any) -> nn.ParameterList:
     return nn.ParameterList([torch.tensor(np.asarray(value, np.float32)) for value in values])
 
 
-def _along(vector: Tensor, weight: Tensor, layer: Layer) -> Tensor:
+def along(vector: Tensor, weight: Tensor, layer: Layer) -> Tensor:
+    """A value per channel, shaped to broadcast with the layer's weight."""
     shape = [1] * weight.ndim
     shape[layer.channel_axis] = -1
     return vector.reshape(shape)

@@ -37,6 +37,11 @@ class TorchGraph:
                     fix="choose a metric that needs no gradients: orm, kl, mse, size",
                 )
 
+    def to(self, device: torch.device) -> TorchGraph:
+        """This graph, its floating-point constants on `device`; integers are shapes and places, read on the host."""
+        self.constants = {name: c.to(device) if c.is_floating_point() else c for name, c in self.constants.items()}
+        return self
+
     def weights(self) -> dict[str, Tensor]:
         """The float weight of every layer, by layer name."""
         return {layer: self.constants[name] for layer, name in self.weight_names.items()}

@@ -45,7 +45,7 @@ def unsqueeze(x: Tensor, axes: Tensor) -> Tensor:
 
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     size = x.shape[axis]
-    flat = torch.index_select(x, axis, torch.remainder(indices.reshape(-1).long(), size))
+    flat = torch.index_select(x, axis, torch.remainder(indices.reshape(-1).long(), size).to(x.device))
     axis %= x.ndim
     return flat.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
@@ -63,7 +63,7 @@ def slice_(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, 
         if step > 0:
             x = x.movedim(axis, 0)[positions.start : max(positions.stop, positions.start) : step].movedim(0, axis)
         else:
-            x = torch.index_select(x, axis, torch.tensor(list(positions), dtype=torch.long))
+            x = torch.index_select(x, axis, torch.tensor(list(positions), device=x.device))
     return x
 
 

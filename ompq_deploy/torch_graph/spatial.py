@@ -145,7 +145,7 @@ def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, s
         scale = amount if by_scale else target / length
         if target == length:
             continue
-        at = coordinates(length, target, scale, coordinate_transformation_mode)
+        at = coordinates(length, target, scale, coordinate_transformation_mode).to(x.device)
         if mode == "nearest":
             x = torch.index_select(x, axis, nearest(at, nearest_mode).clamp(0, length - 1))
         else:

@@ -1,0 +1,51 @@
+"""Flips and shifted crops of image batches, each sample by its own draw.
+
+A crop pads every side by an eighth of the image, reflected, and cuts the image's size out at a random place: 4 pixels
+for 32 x 32, as is usual for CIFAR-10 (He et al., CVPR 2016).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ompq_deploy.artifacts import Float32
+
+MARGIN = 8
+"""An image's side is padded by its length divided by this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """One row per sample: bool (N,) `flip`, and float64 (N, 2) `shift` in [0, 1), where the crop lies."""
+
+    flip: NDArray[np.bool_]
+    shift: NDArray[np.float64]
+
+    def rows(self, chosen: slice) -> Draws:
+        """The draws of some of the samples."""
+        return Draws(flip=self.flip[chosen], shift=self.shift[chosen])
+
+
+def draw(count: int, random: np.random.Generator) -> Draws:
+    """Draws for `count` samples."""
+    return Draws(flip=random.random(count) < 0.5, shift=random.random((count, 2)))
+
+
+def augmented(images: Float32, draws: Draws, how: str) -> Float32:
+    """Images (N, C, H, W) after what `how` names: "none", "flip", "crop" or "flip+crop"."""
+    if how == "none":
+        return images
+    count, _, height, width = images.shape
+    rows, columns = np.tile(np.arange(height), (count, 1)), np.tile(np.arange(width), (count, 1))
+    if "flip" in how:
+        columns = np.where(draws.flip[:, None], columns[:, ::-1], columns)
+    if "crop" in how:
+        down, right = height // MARGIN, width // MARGIN
+        images = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)), mode="reflect")
+        offsets = (draws.shift * (2 * down + 1, 2 * right + 1)).astype(np.int64)
+        rows, columns = rows + offsets[:, :1], columns + offsets[:, 1:]
+    samples = np.arange(count)[:, None, None]
+    return images.transpose(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].transpose(0, 3, 1, 2)

@@ -1,0 +1,93 @@
+"""The verb `finetune`: a plan's integers, trained, then written and judged as `deploy` does."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.export.qdq_reader import read_qdq
+from ompq_deploy.finetune.settings import FinetuneSettings
+from ompq_deploy.grids_file import read_wide_grids
+from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.pipeline import (
+    QDQ_FILE,
+    Decided,
+    Deployment,
+    calibration_samples,
+    engine_backend,
+    evaluation_data,
+    finish,
+    prepare_graph,
+    run_capture,
+    run_quantize,
+)
+from ompq_deploy.plan_file import check_plan_fits, load_plan
+from ompq_deploy.prepare import load_model
+from ompq_deploy.settings import DeploySettings, PlanSettings
+from ompq_deploy.timing import Listener, Stopwatch
+from ompq_deploy.torch_graph import require_torch
+
+
+def finetune(model: Path, settings: FinetuneSettings, listener: Listener | None = None) -> Deployment | None:
+    """Train the integers of a plan, then export, build, verify, evaluate and report them.
+
+    Of several processes only the first writes and tells; the others return None. Raises OmpqError as `deploy` does.
+    """
+    require_torch("finetune")
+    import torch
+
+    from ompq_deploy.finetune.distributed import joined
+    from ompq_deploy.finetune.loop import train
+    from ompq_deploy.finetune.task import make_task
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    plan, document = load_plan(settings.plan)
+    judging = _judging(settings, PlanSettings.from_recorded(document["settings"]))
+    preprocess = settings.preprocess or judging.plan.preprocess
+    backend = engine_backend(settings.targets)
+    with joined(settings.training.device) as world:
+        tell = listener if world.first else None
+        watch = Stopwatch(tell)
+        with OutputFolder(settings.out) if world.first else nullcontext() as out:
+            with watch.stage("prepare"):
+                graph = prepare_graph(model, judging.plan)
+                check_plan_fits(plan, document, graph, settings.plan)
+                samples = calibration_samples(graph, judging.plan)
+                labelled = evaluation_data(graph, replace(judging, plan=replace(judging.plan, preprocess=preprocess)))
+            with watch.stage("quantize"):
+                start = world.share(lambda: _starting_integers(graph, plan, samples, judging.plan, settings.start))
+            with watch.stage("data"):
+                task = make_task(start, samples, settings, world, preprocess)
+            with watch.stage("finetune"):
+                outcome = train(task, world, resume=settings.resume, tell=tell)
+            if out is None:
+                return None
+            document["finetune"] = {**task.run, **outcome.record}
+            decided = Decided(graph=graph, samples=samples, plan=plan, document=document)
+            deployment = finish(out, decided, outcome.quantized, judging, backend, labelled, watch)
+        task.checkpoint.unlink(missing_ok=True)
+    return deployment
+
+
+def _judging(settings: FinetuneSettings, planning: PlanSettings) -> DeploySettings:
+    """The settings of the plan's run, with what is to be written and how it is judged this time."""
+    return DeploySettings(
+        plan=replace(planning, threads=settings.threads),
+        out=settings.out,
+        targets=settings.targets,
+        eval_data=settings.eval_data,
+        max_drop=settings.max_drop,
+    )
+
+
+def _starting_integers(
+    graph: PreparedGraph, plan: BitPlan, samples: Samples, settings: PlanSettings, folder: Path | None
+) -> QuantizedGraph:
+    """Those of an earlier run's folder, or as the plan's settings round them."""
+    if folder is None:
+        return run_quantize(graph, run_capture(graph, samples, settings), plan, samples, settings)
+    quantized = read_qdq(load_model(folder / QDQ_FILE), graph, plan)
+    return replace(quantized, wide_grids=read_wide_grids(folder, graph))
