@@ -2,7 +2,7 @@
 
 For each network, each mean width (bits 2 to 8 allowed, size = mean width * weights / 8 bytes) and each method: top-1,
 agreement with the float network and mean output KL, first with rounded weights only (`W`), then with all activations
-on int8 grids as well (`WA8`, scales by `mse`). Top-1 differences to `size` are paired over the images, with 95 %
+on int8 grids as well (`WA8`, symmetric, by `mse`). Top-1 differences to `size` are paired over the images, with 95 %
 intervals. Every method gets the same 64 calibration images, `auto` scores on 48 and decides on 16.
 
     python benchmarks/ablation.py --shared ../shared --results ablation.json --table docs/ablation.md
@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -25,19 +25,21 @@ from typing import Any
 import numpy as np
 import onnx
 from ablation_table import write_page
+from networks import CASES, CIFAR_SHIFTED, Case, selected
 from onnx import helper, numpy_helper
 
 from ompq_deploy.allocate import allocate
-from ompq_deploy.artifacts import BitPlan, Budget, Capture, PreparedGraph, Samples, Scores, SizeTable
-from ompq_deploy.calib import Preprocess, input_specs, load_samples, make_preprocess
+from ompq_deploy.artifacts import BitPlan, Budget, Capture, Grid, PreparedGraph, Samples, Scores, SizeTable
+from ompq_deploy.calib import input_specs, load_samples
 from ompq_deploy.capture import capture
 from ompq_deploy.contest import captured_rows, hold_contest, split
-from ompq_deploy.heads import find_head, log_softmax
+from ompq_deploy.head_search import find_heads
+from ompq_deploy.heads import log_softmax
 from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.numerics import packed_bytes, signed_range
 from ompq_deploy.prepare import prepare
-from ompq_deploy.quantize.activations import activation_scales
+from ompq_deploy.quantize.activations import activation_grids
 from ompq_deploy.runner import run_samples
 from ompq_deploy.weight_scale import STEPS
 
@@ -71,40 +73,6 @@ ORM_STUDY: dict[str, MetricSettings] = {
 ROW_ORDER = ("uniform", "size", "random", *[m for m in METHODS if m != "size" and "random" not in m], "auto")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A classifier; `evaluation` are (file, images used)."""
-
-    name: str
-    model: str
-    calib: str
-    evaluation: tuple[tuple[str, int], ...]
-    preprocess: Preprocess
-
-
-CIFAR_SHIFTED = "cifar10_test_jpeg_5000.npz"
-CIFAR = (("cifar10_test_593.npz", 593), (CIFAR_SHIFTED, 1000))
-IMAGENET = (("imagenet_nips17dev_500_224.npz", 500),)
-
-
-def preset(name: str, mean: Any = None, std: Any = None) -> Preprocess:
-    return make_preprocess(name, mean=mean, std=std, bgr=None, layout=None)
-
-
-CASES = (
-    Case(name="resnet8", model="cifar10/mlperf_tiny_resnet8.onnx", calib="cifar10_train_4000.npz", evaluation=CIFAR,
-         preprocess=preset("raw")),
-    Case(name="resnet20", model="cifar10/resnet20.onnx", calib="cifar10_train_4000.npz", evaluation=CIFAR,
-         preprocess=preset("torchvision")),
-    Case(name="mobilenet_v2", model="imagenet/mobilenet_v2_1.0_224_keras.onnx", evaluation=IMAGENET,
-         calib="imagenet_nips17dev_calib128_224.npz", preprocess=preset("tf")),
-    Case(name="vit_small", model="cifar10/vit_small.onnx", calib="cifar10_train_4000.npz", evaluation=CIFAR,
-         preprocess=preset("unit", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))),
-    Case(name="resnet56", model="cifar10/resnet56.onnx", calib="cifar10_train_4000.npz", evaluation=CIFAR,
-         preprocess=preset("torchvision")),
-)  # fmt: skip
-
-
 class Bench:
     """One network with everything that is computed once for it."""
 
@@ -117,7 +85,7 @@ class Bench:
         self.samples = self._load(case.calib, CALIBRATION)
         self.evaluation = [self._load(file, count) for file, count in case.evaluation]
         self.labels = np.concatenate([samples.labels for samples in self.evaluation])
-        self.head = find_head(self.graph)
+        self.heads = find_heads(self.graph, self.samples)
         self.logits: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     @cached_property
@@ -169,7 +137,7 @@ class Bench:
         if key not in self.logits:
             graph = self.activations_rounded if mode == "WA8" and bits else self.graph
             weights = {name: self.fine.rounded(name, b) for name, b in bits.items()} if bits else {}
-            parts = [run_samples(graph, weights, self.head.tensors, x, self.threads)[0] for x in self.evaluation]
+            parts = [run_samples(graph, weights, self.heads.tensors, x, self.threads)[0] for x in self.evaluation]
             self.logits[key] = np.concatenate(parts)
         return self.logits[key]
 
@@ -179,26 +147,26 @@ class Bench:
         moves QuantizeLinear through Slice wrongly (1.31)."""
         model = onnx.ModelProto()
         model.CopyFrom(self.graph.model)
-        scales = activation_scales(self.captured, "mse")
+        grids = activation_grids(self.captured, "mse", symmetric=True)
         low, high = (np.float32(code) for code in signed_range(8))
         model.graph.initializer.append(numpy_helper.from_array(low, "a8_low"))
         model.graph.initializer.append(numpy_helper.from_array(high, "a8_high"))
-        nodes = [node for name in self.graph.input_names for node in self._grid(model, name, scales)]
+        nodes = [node for name in self.graph.input_names for node in self._grid(model, name, grids)]
         for node in model.graph.node:
             renamed = onnx.NodeProto()
             renamed.CopyFrom(node)
             del renamed.input[:]
-            renamed.input.extend(f"{name}_a8" if name in scales else name for name in node.input)
+            renamed.input.extend(f"{name}_a8" if name in grids else name for name in node.input)
             nodes.append(renamed)
-            nodes += [grid for name in node.output for grid in self._grid(model, name, scales)]
+            nodes += [added for name in node.output for added in self._grid(model, name, grids)]
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         return replace(self.graph, model=model)
 
-    def _grid(self, model: onnx.ModelProto, name: str, scales: Mapping[str, float]) -> list[onnx.NodeProto]:
-        if name not in scales:
+    def _grid(self, model: onnx.ModelProto, name: str, grids: Mapping[str, Grid]) -> list[onnx.NodeProto]:
+        if name not in grids:
             return []
-        scale, codes = np.float32(scales[name]), f"{name}_a8_codes"
+        scale, codes = np.float32(grids[name].scale), f"{name}_a8_codes"
         model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_a8_scale"))
         return [
             helper.make_node("Div", [name, f"{name}_a8_scale"], [f"{codes}_exact"]),
@@ -296,11 +264,7 @@ def main() -> None:
         beside.replace(args.results)
 
     counts = {CIFAR_SHIFTED: args.shifted}
-    cases = [
-        replace(case, evaluation=tuple((file, counts.get(file, count)) for file, count in case.evaluation))
-        for case in CASES
-        if case.name in args.models
-    ]
+    cases = selected(args.models, counts)
     fill(results, benches, cases, args.widths, args.modes, args.study, args.methods, save)
     if args.table:
         write_page(args.table, results, ROW_ORDER)
