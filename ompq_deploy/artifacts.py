@@ -16,6 +16,11 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 
+SYMMETRIC = 128
+"""The zero-point of a symmetric grid."""
+LARGEST_SYMMETRIC = 127
+"""The largest value on a symmetric grid, in steps; the smallest is one further from zero."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -81,7 +86,8 @@ class PreparedGraph:
 
     `activations` are the tensors that carry an integer grid, in topological order: every activation that
     reaches a layer, and those that must be integer for residual sums, concatenations and pools between
-    layers. `batch` is None when the first input axis is symbolic, else its fixed size.
+    layers. `wide` are those that carry one in the integer-only model alone. `batch` is None when the first input axis
+    is symbolic, else its fixed size.
     """
 
     model: onnx.ModelProto
@@ -91,6 +97,7 @@ class PreparedGraph:
     source: Path
     sha256: str
     float_bytes: int
+    wide: tuple[str, ...] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -108,10 +115,26 @@ class PreparedGraph:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Counts of |x| over `counts.size` equal bins from 0 to `limit`."""
+    """Counts of x over an even number of equal bins from -`limit` to `limit`; zero is the edge in the middle."""
 
     counts: NDArray[np.int64]
     limit: float
+
+    @property
+    def width(self) -> float:
+        """The width of a bin."""
+        return 2 * self.limit / self.counts.size
+
+    @property
+    def centres(self) -> Float64:
+        """The middle of every bin."""
+        return (np.arange(self.counts.size, dtype=np.float64) - self.counts.size / 2 + 0.5) * self.width
+
+    @property
+    def magnitudes(self) -> NDArray[np.int64]:
+        """Counts of |x| over the bins from 0 to `limit`."""
+        half = self.counts.size // 2
+        return self.counts[half:] + self.counts[:half][::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +144,15 @@ class Capture:
     `grams[layer]` is X X^T, float64 (N, N), of the layer's output flattened to X (N, C H W).
     `ranges[tensor]` is (min, max) and `means[tensor]` the mean per channel, float64 (C,), of each tensor in
     `PreparedGraph.activations`: the channel axis is the last one for a tensor that a MatMul or Gemm layer reads
-    directly, and axis 1 for every other. `histograms` is empty unless a calibration method asked for it.
+    directly, and axis 1 for every other. `wide_ranges` is (min, max) of each of `PreparedGraph.wide`. `histograms` is
+    empty unless a calibration method asked for it.
     """
 
     grams: Mapping[str, Float64]
     ranges: Mapping[str, tuple[float, float]]
     means: Mapping[str, Float64]
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    wide_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     count: int
     streamed: bool
 
@@ -228,13 +253,20 @@ class BitPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The 8-bit grid of an activation: value = scale * (code - zero_point), codes 0 to 255.
+    """The grid of an activation: value = scale * (code - zero_point), codes 0 to 2^bits - 1.
 
-    `scale` is positive and exact in float32. Zero-point 128 is symmetric int8, stored with an offset.
+    `scale` is positive and exact in float32. Zero-point 128 is symmetric int8, stored with an offset. A wide grid, of
+    more than 8 bits, exists in the integer-only model alone.
     """
 
     scale: float
-    zero_point: int = 128
+    zero_point: int = SYMMETRIC
+    bits: int = 8
+
+    @property
+    def wide(self) -> bool:
+        """Whether codes need more than 8 bits."""
+        return self.bits > 8
 
     @property
     def low(self) -> int:
@@ -244,7 +276,22 @@ class Grid:
     @property
     def high(self) -> int:
         """The largest value, in steps."""
-        return 255 - self.zero_point
+        return (1 << self.bits) - 1 - self.zero_point
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude, in steps: 128 where the grid is symmetric, 255 where it has one side only."""
+        return max(-self.low, self.high)
+
+    def as_symmetric(self) -> Grid:
+        """This grid if its zero-point is 128, else the finest one with zero-point 128 that reaches as far."""
+        if self.zero_point == SYMMETRIC:
+            return self
+        return Grid(scale=float(np.float32(self.scale * self.largest / LARGEST_SYMMETRIC)))
+
+    def steps(self, x: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The nearest value in steps, code - zero_point: float32 division, ties to even (ONNX QuantizeLinear)."""
+        return np.clip(np.rint(x / np.float32(self.scale)), self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,35 +323,20 @@ class QuantizedLayer:
 @dataclass(frozen=True, kw_only=True)
 class QuantizedGraph:
     """The prepared graph with integers chosen: one `QuantizedLayer` per layer, in the graph's order, and one grid per
-    tensor in `graph.activations`."""
+    tensor in `graph.activations`.
+
+    `calibrated_symmetric` are the grids calibrated for runtimes that know zero-point 128 only; empty where `grids` are
+    of that kind, or not from a calibration. `wide_grids` are those of `graph.wide`, which only the integer-only model
+    has.
+    """
 
     graph: PreparedGraph
     layers: tuple[QuantizedLayer, ...]
     grids: Mapping[str, Grid]
+    calibrated_symmetric: Mapping[str, Grid] = field(default_factory=dict)
+    wide_grids: Mapping[str, Grid] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayerVerdict:
-    """How one integer tensor compares: share of equal elements, largest difference in steps."""
-
-    name: str
-    exact_fraction: float
-    max_lsb: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The outcome of `verify`. `matches_reference` is bit-exactness of the integer-only model against the
-    NumPy reference; `layers` compares it with the Q/DQ model, every layer fed the same integers, and
-    `exact_fraction` and `max_lsb` sum them up; the `end_to_end` figures let differences travel between layers."""
-
-    passed: bool
-    samples: int
-    matches_reference: bool
-    float_tensors_inside: tuple[str, ...]
-    exact_fraction: float
-    max_lsb: int
-    end_to_end_exact_fraction: float
-    end_to_end_max_lsb: int
-    output_difference: float
-    layers: tuple[LayerVerdict, ...]
+    @property
+    def symmetric_grids(self) -> Mapping[str, Grid]:
+        """A grid with zero-point 128 for every tensor: the calibrated one, else one that reaches as far as its own."""
+        return {name: grid.as_symmetric() for name, grid in self.grids.items()} | dict(self.calibrated_symmetric)

@@ -8,14 +8,30 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from ompq_deploy.errors import BadInput, OmpqError
-from ompq_deploy.options import DATA, FLOAT_MODEL, MODEL, OUT, PLANNING, VERBOSITY, plan_settings, preprocess_of
+from ompq_deploy.options import (
+    DATA,
+    FLOAT_MODEL,
+    JUDGING,
+    MODEL,
+    OUT,
+    PLANNING,
+    TARGETS_WRITTEN,
+    TRAINING,
+    VERBOSITY,
+    plan_settings,
+    preprocess_of,
+    train_settings,
+)
 from ompq_deploy.settings import TARGETS
+
+if TYPE_CHECKING:
+    from ompq_deploy.pipeline import Deployment
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -49,28 +65,17 @@ def cli() -> None:
 @MODEL
 @PLANNING
 @DATA
-@click.option(
-    "--target",
-    "targets",
-    type=click.Choice(TARGETS),
-    multiple=True,
-    default=("auto",),
-    show_default=True,
-    help="What is written; may repeat.",
-)
-@click.option("--eval", "eval_data", type=click.Path(path_type=Path), help="Labelled data: class folders or .npz.")
-@click.option("--max-drop", type=float, help="Largest tolerated drop of top-1, in points (needs --eval).")
+@TARGETS_WRITTEN
+@JUDGING
 @click.option("--dry-run", is_flag=True, help="Plan only; write no model.")
 @OUT
 @VERBOSITY
 def deploy(model: Path, **flags: Any) -> None:
     """Plan, quantize, export, build, verify and report: the whole job."""
     from ompq_deploy import pipeline
-    from ompq_deploy.report import print_report
     from ompq_deploy.settings import DeploySettings
 
-    if flags["max_drop"] is not None and flags["eval_data"] is None:
-        raise BadInput("--max-drop needs labelled data", where="--max-drop", fix="add --eval DATA")
+    _check_judging(flags)
     settings = DeploySettings(
         plan=plan_settings(flags),
         out=flags["out"] or _default_out(model),
@@ -79,12 +84,7 @@ def deploy(model: Path, **flags: Any) -> None:
         max_drop=flags["max_drop"],
         dry_run=flags["dry_run"],
     )
-    result = pipeline.deploy(model, settings, _listener(flags))
-    if flags["as_json"]:
-        _print_json(result.report)
-    else:
-        print_report(result.report, Console(), str(settings.out / "report.json"))
-    _fail(result.failures)
+    _print_deployment(pipeline.deploy(model, settings, _listener(flags)), flags)
 
 
 @cli.command()
@@ -151,6 +151,57 @@ def quantize(plan_path: Path, **flags: Any) -> None:
 
 
 @cli.command()
+@MODEL
+@click.option("--plan", required=True, type=click.Path(path_type=Path), help="plan.json: the widths, which stay.")
+@click.option(
+    "--train",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Training data: class folders or .npz; may repeat.",
+)
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path),
+    help="Begin with the integers in the folder of an earlier run, not with those of the plan's settings.",
+)
+@TRAINING
+@DATA
+@TARGETS_WRITTEN
+@JUDGING
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out, if there is one.")
+@OUT
+@VERBOSITY
+def finetune(model: Path, **flags: Any) -> None:
+    """Train the integers of a plan on data, then export, build, verify and report as the whole job does.
+
+    Several processes: torchrun --nproc-per-node N -m ompq_deploy.cli finetune ...
+    """
+    from ompq_deploy.finetune import run
+    from ompq_deploy.finetune.settings import FinetuneSettings
+
+    _check_judging(flags)
+    out = flags["out"] or _default_out(model)
+    settings = FinetuneSettings(
+        plan=flags["plan"],
+        train=flags["train"],
+        out=out,
+        training=train_settings(flags),
+        start=flags["start"],
+        preprocess=preprocess_of(flags),
+        eval_data=flags["eval_data"],
+        max_drop=flags["max_drop"],
+        targets=flags["targets"],
+        resume=flags["resume"],
+        threads=flags["threads"],
+    )
+    result = run.finetune(model, settings, _listener(flags))
+    if result is not None:
+        _print_deployment(result, flags)
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--target", type=click.Choice(("auto", "tensorrt", "tensorrt_rtx")), default="auto", show_default=True)
 @FLOAT_MODEL
@@ -171,17 +222,16 @@ def build(folder: Path, **flags: Any) -> None:
 @FLOAT_MODEL
 @VERBOSITY
 def verify(folder: Path, **flags: Any) -> None:
-    """Check the integer-only model of a folder against its Q/DQ model and the NumPy reference."""
+    """Check a folder's files against its plan.json, and the executions of its network against each other."""
     from ompq_deploy import verbs
+    from ompq_deploy.report.verdict import decision, verdict_tables
 
     document = verbs.verify_folder(folder, flags["model"], _listener(flags))
     if flags["as_json"]:
         _print_json(document)
     else:
-        word = "passed" if document["passed"] else "FAILED"
-        click.echo(
-            f"{word}: {100 * document['exact_fraction']:.4f} % equal, largest difference {document['max_lsb']} steps"
-        )
+        Console().print(verdict_tables(document))
+        click.echo(decision(document))
     if not document["passed"]:
         raise click.exceptions.Exit(1)
 
@@ -264,6 +314,21 @@ def _trace(verbose: bool) -> None:
         traceback.print_exc()
 
 
+def _check_judging(flags: dict[str, Any]) -> None:
+    if flags["max_drop"] is not None and flags["eval_data"] is None:
+        raise BadInput("--max-drop needs labelled data", where="--max-drop", fix="add --eval DATA")
+
+
+def _print_deployment(result: Deployment, flags: dict[str, Any]) -> None:
+    from ompq_deploy.report import print_report
+
+    if flags["as_json"]:
+        _print_json(result.report)
+    else:
+        print_report(result.report, Console(), str(result.out / "report.json"))
+    _fail(result.failures)
+
+
 def _fail(failures: tuple[OmpqError, ...]) -> None:
     """Tell every failure; leave with the exit code of the first."""
     for failure in failures:
@@ -296,11 +361,11 @@ def _listener(flags: dict[str, Any]) -> Callable[[str, float | None], None] | No
     console = Console(stderr=True)
 
     def tell(stage: str, seconds: float | None) -> None:
-        if seconds is None:
-            if console.is_terminal:
-                console.print(f"  {stage} ...", end="\r", highlight=False)
-        else:
-            console.print(f"  {stage:10} {seconds:7.2f} s", highlight=False)
+        width = console.width - 1 if console.is_terminal else 0
+        if seconds is not None:
+            console.print(f"  {stage:10} {seconds:7.2f} s".ljust(width), highlight=False)
+        elif console.is_terminal:
+            console.print(f"  {stage} ...".ljust(width), end="\r", highlight=False)
 
     return tell
 

@@ -47,6 +47,17 @@ class GraphIndex:
         return [name for name in node.input if name and not self.is_constant(name)]
 
     @cached_property
+    def positions(self) -> dict[str, int]:
+        """The place in the graph of the node that makes each tensor."""
+        return {name: place for place, node in enumerate(self.graph.node) for name in node.output if name}
+
+    @cached_property
+    def float_tensors(self) -> set[str]:
+        """The computed and given tensors known to be float32."""
+        values = (*self.graph.value_info, *self.graph.input, *self.graph.output)
+        return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Shapes by tensor name, None for a symbolic axis; from value_info, inputs, outputs and initializers."""
         found: dict[str, tuple[int | None, ...]] = {}

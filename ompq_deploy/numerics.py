@@ -1,6 +1,5 @@
 """Integer arithmetic shared by every stage, in pure NumPy.
 
-Symmetric quantization     q = clip(round_half_even(x / s), qmin, qmax),   x ~ s * q
 Dyadic multiplier          r ~ M / 2^shift,  M < 2^31          (HAWQ-V3, Yao et al. 2021, section 3.2)
 Requantization             q = clip((acc * M + 2^(shift-1)) >> shift, qmin, qmax)   in int64
 """
@@ -23,17 +22,6 @@ def signed_range(bits: int) -> tuple[int, int]:
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
-def quantize(x: FloatArray, scale: FloatArray | float, bits: int) -> IntArray:
-    """Symmetric codes of `x`, int32, same shape; `scale` broadcasts. Ties go to the even code, as in ONNX."""
-    low, high = signed_range(bits)
-    return np.clip(np.rint(x / scale), low, high).astype(np.int32)
-
-
-def dequantize(codes: IntArray, scale: FloatArray | float) -> NDArray[np.float32]:
-    """The values that `codes` stand for, float32, same shape."""
-    return (codes * np.asarray(scale, np.float64)).astype(np.float32)
-
-
 def along_axis(vector: NDArray, rank: int, axis: int) -> NDArray:
     """A vector of length C shaped to broadcast along `axis` of a rank-`rank` tensor."""
     shape = [1] * rank
@@ -42,7 +30,7 @@ def along_axis(vector: NDArray, rank: int, axis: int) -> NDArray:
 
 
 def dyadic(ratio: FloatArray, shift: IntArray | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Multipliers M and shifts such that M / 2^shift approximates each ratio (any shape, > 0).
+    """Multipliers M and shifts such that M / 2^shift approximates each ratio (any shape; not 0 without `shift`).
 
     Without `shift`, M gets all 31 bits of mantissa: ratio = m * 2^e with m in [0.5, 1), M = round(m * 2^31),
     shift = 31 - e, limited to [1, MAX_SHIFT]. With `shift` (int64, same shape) only M is chosen, so that terms of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import click
 from ompq_deploy.bits import SUPPORTED, parse_bits
 from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preprocess, make_preprocess
 from ompq_deploy.errors import BadInput
+from ompq_deploy.finetune.settings import AUGMENTATIONS, DEVICES, PRECISIONS, TrainSettings
 from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
-from ompq_deploy.quantize import CALIBRATION_METHODS, EFFORTS, QuantizeSettings
+from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, QuantizeSettings
 from ompq_deploy.rules import Rules
-from ompq_deploy.settings import SOLVERS, PlanSettings
+from ompq_deploy.settings import SOLVERS, TARGETS, PlanSettings
 from ompq_deploy.sizes import SIZES
 
 if sys.version_info >= (3, 11):
@@ -57,6 +59,19 @@ FLOAT_MODEL = click.option(
     "--model", type=click.Path(path_type=Path), help="The float model, where the plan's path no longer holds."
 )
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL.ompq.")
+TARGETS_WRITTEN = click.option(
+    "--target",
+    "targets",
+    type=click.Choice(TARGETS),
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    help="What is written; may repeat.",
+)
+JUDGING = _stack(
+    click.option("--eval", "eval_data", type=click.Path(path_type=Path), help="Labelled data: class folders or .npz."),
+    click.option("--max-drop", type=float, help="Largest tolerated drop of top-1, in points (needs --eval)."),
+)
 VERBOSITY = _stack(
     click.option("-v", "--verbose", is_flag=True, help="Log more, and show tracebacks."),
     click.option("--quiet", is_flag=True, help="No progress."),
@@ -111,11 +126,42 @@ PLANNING = _stack(
                  help="quick: round to nearest. default: round for the least error of every layer's output."),
     click.option("--calibration-method", type=click.Choice(CALIBRATION_METHODS), default="mse", show_default=True,
                  help="How activation ranges become scales."),
+    click.option("--activation-grid", type=click.Choice(ACTIVATION_GRIDS), default="asymmetric", show_default=True,
+                 help="asymmetric: uint8 with the zero-point that fits. TensorRT's graph always gets symmetric grids."),
     click.option("--bias-correction/--no-bias-correction", default=True, show_default=True),
     click.option("--equalize/--no-equalize", default=False, show_default=True,
                  help="Balance weight ranges across layers first."),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
+
+
+def _training(flag: str, meaning: str, choices: tuple[str, ...] | None = None) -> Decorator:
+    """A flag whose default is that of the training setting of its name."""
+    default = getattr(TrainSettings, flag.removeprefix("--").replace("-", "_"))
+    kind = click.Choice(choices) if choices else type(default)
+    return click.option(flag, type=kind, default=default, show_default=True, help=meaning)
+
+
+TRAINING = _stack(
+    _training("--epochs", "Passes over the training data."),
+    _training("--batch", "Samples per step, all processes together."),
+    _training("--lr", "Learning rate after the warm-up."),
+    _training("--momentum", "Of SGD."),
+    _training("--weight-decay", "Of SGD, on weights alone."),
+    _training("--warmup", "Share of the steps over which the rate rises; a cosine to zero follows."),
+    _training("--distill", "Share of the loss that compares with the float network; 1 reads no labels."),
+    _training("--augment", "auto: flip+crop for images, none for arrays.", AUGMENTATIONS),
+    _training("--hold-out", "Share of the training data that decides which epoch is kept; 0 keeps the last."),
+    _training("--precision", "Of the training steps; auto: 16 bits on a GPU.", PRECISIONS),
+    _training("--device", "auto: a GPU where torch finds one.", DEVICES),
+    _training("--checkpoint-every", "Steps between checkpoints."),
+    _training("--seed", "Of the order, the augmentation, and which samples are held out."),
+)
+
+
+def train_settings(flags: dict[str, Any]) -> TrainSettings:
+    """The settings that the TRAINING flags stand for."""
+    return TrainSettings(**{field.name: flags[field.name] for field in fields(TrainSettings)})
 
 
 def plan_settings(flags: dict[str, Any]) -> PlanSettings:
@@ -157,6 +203,7 @@ def plan_settings(flags: dict[str, Any]) -> PlanSettings:
         quantize=QuantizeSettings(
             effort=flags["effort"],
             calibration_method=flags["calibration_method"],
+            activation_grid=flags["activation_grid"],
             bias_correction=flags["bias_correction"],
             equalize=flags["equalize"],
         ),

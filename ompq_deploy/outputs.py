@@ -43,7 +43,7 @@ class OutputFolder:
         staging = self._entered()
         try:
             if kind is None:
-                for file in sorted(staging.iterdir()):
+                for file in self.staged():
                     os.replace(file, self.path / file.name)
         except OSError as e:
             raise _cannot_write(self.path, e) from e
@@ -71,6 +71,10 @@ class OutputFolder:
     def write_model(self, name: str, model: onnx.ModelProto) -> Path:
         """Stage an ONNX model in one file."""
         return self.write(name, model.SerializeToString())
+
+    def staged(self) -> list[Path]:
+        """The files staged so far, in order of their names."""
+        return sorted(self._entered().iterdir())
 
     def _entered(self) -> Path:
         assert self._staging is not None, "OutputFolder is used inside its with block"

@@ -5,7 +5,7 @@ The only module that imports every stage. Each function here is one verb of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,24 @@ from ompq_deploy.artifacts import (
     Samples,
     Scores,
     SizeTable,
-    Verdict,
 )
-from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples
+from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
 from ompq_deploy.contest import Contest, captured_rows, hold_contest, split
 from ompq_deploy.engine_fit import fit_engine
-from ompq_deploy.errors import BackendMissing, GateFailed, OmpqError
-from ompq_deploy.evaluate import Evaluation, compare, evaluate
+from ompq_deploy.errors import BackendMissing, BadInput, GateFailed, OmpqError
+from ompq_deploy.evaluate import Evaluation, accuracy_failures, evaluate, evaluation_document
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerProgram
 from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
+from ompq_deploy.fidelity import MOST_SAMPLES, fidelity_document
+from ompq_deploy.grids_file import GRIDS_FILE, grids_document
+from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
 from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.passes.equalize import equalize
@@ -47,22 +50,32 @@ from ompq_deploy.report import report_document, write_html
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.verify import verdict_document, verify
+from ompq_deploy.verify.verdict import Verdict
 
 QDQ_FILE = "model.qdq.onnx"
 INTEGER_FILE = "model.int.onnx"
 TENSORRT_FILE = "model.trt.onnx"
 ENGINE_FILE = "model.engine"
+ENGINE_RECORD = "engine.json"
+WRITTEN = (QDQ_FILE, INTEGER_FILE, GRIDS_FILE, TENSORRT_FILE, ENGINE_FILE, ENGINE_RECORD)
+"""What a deployment consists of; plan.json locks each that is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """Everything known once the plan stands; what the later stages read."""
+class Decided:
+    """A plan and what it was made for; what is read once there are integers. `document` is that of plan.json."""
 
     graph: PreparedGraph
     samples: Samples
-    capture: Capture
     plan: BitPlan
     document: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Decided):
+    """Everything known once the plan stands; what the later stages read."""
+
+    capture: Capture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +95,7 @@ class _Results:
 
     verdict: Verdict | None = None
     engine: dict[str, Any] | None = None
+    heads: dict[str, Any] | None = None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     failures: list[OmpqError] = field(default_factory=list)
@@ -202,47 +216,71 @@ def run_quantize(
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
     """The whole job. Raises OmpqError for input, budget and environment; gates that fail are in the result."""
     watch = Stopwatch(listener)
-    backend = _backend(settings.targets)
+    backend = engine_backend(settings.targets)
     with OutputFolder(settings.out) as out:
-        labelled = None
         planned = make_plan(model, settings.plan, watch)
-        if settings.eval_data:
-            specs = input_specs(planned.graph.model)
-            labelled = load_labelled(settings.eval_data, specs, preprocess=settings.plan.preprocess)
-        results = _Results()
+        labelled = evaluation_data(planned.graph, settings)
+        quantized = None
         if not settings.dry_run:
-            _write_models(out, planned, settings, backend, labelled, results, watch)
-        planned.document["timings"] = {f"{stage}_s": round(s, 4) for stage, s in watch.seconds.items()}
-        document = report_document(
-            planned.document,
-            verdict=verdict_document(results.verdict) if results.verdict else None,
-            engine=results.engine,
-            evaluation=_evaluation_document(results.evaluations),
-            skipped=results.skipped,
-            failures=results.failures,
-        )
-        out.write_json("plan.json", planned.document)
-        out.write_json("report.json", document)
-        out.write("report.html", write_html(document).encode())
+            with watch.stage("quantize"):
+                quantized = run_quantize(planned.graph, planned.capture, planned.plan, planned.samples, settings.plan)
+        return finish(out, planned, quantized, settings, backend, labelled, watch)
+
+
+def evaluation_data(graph: PreparedGraph, settings: DeploySettings) -> LabelledSet | None:
+    """What the models written are to be judged on, if anything."""
+    if settings.eval_data is None:
+        return None
+    return load_labelled(settings.eval_data, input_specs(graph.model), preprocess=settings.plan.preprocess)
+
+
+def finish(
+    out: OutputFolder,
+    planned: Decided,
+    quantized: QuantizedGraph | None,
+    settings: DeploySettings,
+    backend: Backend | None,
+    labelled: LabelledSet | None,
+    watch: Stopwatch,
+) -> Deployment:
+    """Export, build, verify, evaluate and report the integers of a plan; only report it where they are None."""
+    results = _Results()
+    if quantized is not None:
+        _write_models(out, planned, quantized, settings, backend, labelled, results, watch)
+    planned.document["timings"] = {f"{stage}_s": round(s, 4) for stage, s in watch.seconds.items()}
+    lock_files(planned.document, out.staged())
+    document = report_document(
+        planned.document,
+        verdict=verdict_document(results.verdict) if results.verdict else None,
+        engine=results.engine,
+        heads=results.heads,
+        evaluation=evaluation_document(results.evaluations),
+        skipped=results.skipped,
+        failures=results.failures,
+    )
+    out.write_json(PLAN_FILE, planned.document)
+    out.write_json("report.json", document)
+    out.write("report.html", write_html(document).encode())
     return Deployment(out=settings.out, plan=planned.plan, report=document, failures=tuple(results.failures))
 
 
 def _write_models(
     out: OutputFolder,
-    planned: Planned,
+    planned: Decided,
+    quantized: QuantizedGraph,
     settings: DeploySettings,
     backend: Backend | None,
     labelled: LabelledSet | None,
     results: _Results,
     watch: Stopwatch,
 ) -> None:
-    with watch.stage("quantize"):
-        quantized = run_quantize(planned.graph, planned.capture, planned.plan, planned.samples, settings.plan)
     models: dict[str, onnx.ModelProto] = {"float": planned.graph.model}
     with watch.stage("export"):
         models["qdq"] = qdq_model(quantized)
         path = out.write_model(QDQ_FILE, models["qdq"])
+        out.write_json(GRIDS_FILE, grids_document(quantized))
         planned.document["achieved"]["file_bytes"] = path.stat().st_size
+        planned.document["integers"] = layer_digests(read_qdq(models["qdq"], planned.graph, planned.plan))
         hold_budget(planned.plan, path.stat().st_size)
         program = _integer_program(quantized, settings.targets, results)
         if program is not None:
@@ -254,17 +292,38 @@ def _write_models(
     if program is not None:
         with watch.stage("verify"):
             results.verdict = verify(program, models["integer"], models["qdq"], planned.samples)
-        out.write_json("verify.json", verdict_document(results.verdict))
+        out.write_json(VERDICT_FILE, verdict_document(results.verdict))
         if not results.verdict.passed:
             results.failures.append(
                 GateFailed("the integer-only model fails verification", where="verify.json", fix="read its layers")
             )
+    with watch.stage("heads"):
+        _compare_heads(planned, models, settings.plan, results)
     if labelled is not None:
         with watch.stage("eval"):
             results.evaluations = {
                 name: evaluate(m, labelled, threads=settings.plan.threads) for name, m in models.items()
             }
-        _hold_accuracy(results, settings.max_drop)
+        results.failures += accuracy_failures(results.evaluations, settings.max_drop)
+
+
+def _compare_heads(
+    planned: Decided, models: Mapping[str, onnx.ModelProto], settings: PlanSettings, results: _Results
+) -> None:
+    """Every head on samples the calibration left, where it left any."""
+    unused = load_unused(
+        settings.calib,
+        input_specs(planned.graph.model),
+        count=MOST_SAMPLES,
+        used=settings.samples,
+        preprocess=settings.preprocess,
+        seed=settings.seed,
+    )
+    deployed = {name: model for name, model in models.items() if name != "float"}
+    try:
+        results.heads = fidelity_document(planned.graph, deployed, planned.samples, unused, threads=settings.threads)
+    except BadInput as e:
+        results.skipped["heads"] = e.what
 
 
 def hold_budget(plan: BitPlan, file_bytes: int) -> None:
@@ -275,22 +334,6 @@ def hold_budget(plan: BitPlan, file_bytes: int) -> None:
             where=QDQ_FILE,
             fix="this is a defect of ompq-deploy: please report it with the model's plan.json",
         )
-
-
-def _hold_accuracy(results: _Results, max_drop: float | None) -> None:
-    if max_drop is None:
-        return
-    reference = results.evaluations["float"].top1
-    for name, evaluation in results.evaluations.items():
-        drop = reference - evaluation.top1
-        if drop > max_drop:
-            results.failures.append(
-                GateFailed(
-                    f"top-1 of the {name} model drops by {drop:.2f} points, more than {max_drop:g}",
-                    where=f"{evaluation.top1:.2f} against {reference:.2f} in float",
-                    fix="raise --size, allow more widths with --bits, or give more calibration data",
-                )
-            )
 
 
 def _integer_program(quantized: QuantizedGraph, targets: tuple[str, ...], results: _Results) -> IntegerProgram | None:
@@ -305,7 +348,7 @@ def _integer_program(quantized: QuantizedGraph, targets: tuple[str, ...], result
         return None
 
 
-def _backend(targets: tuple[str, ...]) -> Backend | None:
+def engine_backend(targets: tuple[str, ...]) -> Backend | None:
     """The engine backend asked for; a backend named and missing is an error before any work is done."""
     named = [target for target in targets if target.startswith("tensorrt")]
     if named:
@@ -347,17 +390,4 @@ def _write_engine(
         )
     out.write(ENGINE_FILE, build.plan)
     results.engine = engine_record(build, quantized, backend)
-    out.write_json("engine.json", results.engine)
-
-
-def _evaluation_document(evaluations: dict[str, Evaluation]) -> dict[str, Any] | None:
-    if not evaluations:
-        return None
-    reference = evaluations["float"]
-    document: dict[str, Any] = {}
-    for name, evaluation in evaluations.items():
-        document[name] = {"n": evaluation.n, "top1": evaluation.top1, "top5": evaluation.top5}
-        if evaluation is not reference:
-            comparison = compare(reference, evaluation)
-            document[name] |= {"agreement": comparison.agreement, "kl": comparison.kl}
-    return document
+    out.write_json(ENGINE_RECORD, results.engine)

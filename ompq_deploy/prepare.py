@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -17,11 +16,16 @@ from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.layers import find_layers
+from ompq_deploy.lock import sha256_of
 from ompq_deploy.passes.fix_baked_batch import fix_baked_batch
+from ompq_deploy.passes.fixed_sizes import write_fixed_sizes
 from ompq_deploy.passes.fold_constants import fold_constants
+from ompq_deploy.passes.fold_dimensions import fold_dimensions
+from ompq_deploy.passes.fuse_layer_norm import fuse_layer_norm
 from ompq_deploy.passes.fuse_linear import fuse_linear
 from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
 from ompq_deploy.placement import place_activations
+from ompq_deploy.wide_grids import place_wide
 
 OPSET = 21
 IR_VERSION = 10
@@ -49,10 +53,12 @@ def prepare(path: Path | str) -> PreparedGraph:
             where=str(path),
             fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are float32 constants",
         )
+    activations = place_activations(index, layers)
     return PreparedGraph(
         model=model,
         layers=layers,
-        activations=place_activations(index, layers),
+        activations=activations,
+        wide=place_wide(index, layers, activations),
         batch=_fixed_batch(model),
         source=path,
         sha256=sha256_of(path),
@@ -105,7 +111,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     origins = layer_origins(graph)
     changed = True
     while changed:
-        changed = fold_constants(graph) | fuse_linear(graph)
+        changed = fold_constants(graph) | fuse_linear(graph) | fuse_layer_norm(graph) | fold_dimensions(graph)
         ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     _quiet_deduplication(graph)
     ir_passes.RemoveUnusedNodesPass()(graph)
@@ -117,21 +123,14 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     result.ir_version = max(IR_VERSION, model.ir_version)
     del result.graph.value_info[:]
     fix_baked_batch(result)
-    return onnx.shape_inference.infer_shapes(result, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    write_fixed_sizes(inferred)
+    return inferred
 
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the standard operator set a model imports."""
     return next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _quiet_deduplication(graph: ir.Model) -> None:

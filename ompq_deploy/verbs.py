@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ompq_deploy.artifacts import BitPlan, QuantizedGraph, Scores
+from ompq_deploy.artifacts import BitPlan, PreparedGraph, Scores
 from ompq_deploy.calib import Preprocess, input_specs, load_labelled
-from ompq_deploy.errors import BackendMissing
+from ompq_deploy.errors import BackendMissing, BadInput, GateFailed
 from ompq_deploy.evaluate import evaluate
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
@@ -17,13 +18,17 @@ from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.backend import BACKENDS, Backend, find_backend, no_backend_note, probe
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
+from ompq_deploy.grids_file import GRIDS_FILE, grids_document, read_wide_grids
+from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.pareto import front, front_document, halfway
 from ompq_deploy.pipeline import (
     ENGINE_FILE,
+    ENGINE_RECORD,
     INTEGER_FILE,
     QDQ_FILE,
     TENSORRT_FILE,
+    WRITTEN,
     calibration_samples,
     choose_plan,
     hold_budget,
@@ -39,13 +44,14 @@ from ompq_deploy.report.front import front_svg
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.verify import verdict_document, verify
+from ompq_deploy.verify.files import check_engine, check_files, check_integers
 
 
 def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: Listener | None = None) -> dict[str, Any]:
     """The verb `plan`: decide the widths, write plan.json, return its document."""
     with OutputFolder(folder) as out:
         planned = make_plan(model, settings, Stopwatch(listener), quantizing=False)
-        out.write_json("plan.json", planned.document)
+        out.write_json(PLAN_FILE, planned.document)
     return planned.document
 
 
@@ -98,8 +104,13 @@ def write_models(
         with watch.stage("quantize"):
             quantized = run_quantize(graph, captured, plan, samples, settings)
         with watch.stage("export"):
+            qdq = qdq_model(quantized)
+            out.write_json(GRIDS_FILE, grids_document(quantized))
+            document.pop("finetune", None)
+            document["integers"] = layer_digests(read_qdq(qdq, graph, plan))
             if {"auto", "onnx"} & set(targets):
-                path = out.write_model(QDQ_FILE, qdq_model(quantized))
+                path = out.write_model(QDQ_FILE, qdq)
+                document["achieved"]["file_bytes"] = path.stat().st_size
                 hold_budget(plan, path.stat().st_size)
                 names.append(QDQ_FILE)
             if {"auto", "integer"} & set(targets):
@@ -108,6 +119,8 @@ def write_models(
             if any(target.startswith("tensorrt") or target == "auto" for target in targets):
                 out.write_model(TENSORRT_FILE, tensorrt_graph(quantized))
                 names.append(TENSORRT_FILE)
+            lock_files(document, out.staged(), beside=folder)
+            out.write_json(PLAN_FILE, document)
     return [folder / name for name in names]
 
 
@@ -119,37 +132,51 @@ def build(folder: Path, target: str, model: Path | None, listener: Listener | No
         raise BackendMissing(no_backend_note(), where=f"--target {target}", fix="install one of them")
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            quantized, _ = _read_run(folder, model)
+            graph, plan, document = _read_plan(folder, model)
+            check_plan_fits(plan, document, graph, folder / PLAN_FILE)
+            quantized = read_qdq(load_model(folder / QDQ_FILE), graph, plan)
         with watch.stage("engine"):
             engine = build_engine(load_model(folder / TENSORRT_FILE), backend)
             record = engine_record(engine, quantized, backend)
             out.write(ENGINE_FILE, engine.plan)
-            out.write_json("engine.json", record)
+            out.write_json(ENGINE_RECORD, record)
+            lock_files(document, out.staged(), beside=folder)
+            out.write_json(PLAN_FILE, document)
     return record
 
 
 def verify_folder(folder: Path, model: Path | None, listener: Listener | None = None) -> dict[str, Any]:
-    """The verb `verify`: the files of an earlier run, read back and compared; the new verify.json."""
+    """The verb `verify`: the files of an earlier run, checked against its plan and compared; the new verify.json.
+
+    Raises GateFailed where the files cannot be read as those of the plan.
+    """
     watch = Stopwatch(listener)
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            quantized, settings = _read_run(folder, model)
-            samples = calibration_samples(quantized.graph, settings)
-        with watch.stage("verify"):
+            graph, plan, recorded = _read_plan(folder, model)
+            samples = calibration_samples(graph, PlanSettings.from_recorded(recorded["settings"]))
             integer, qdq = load_model(folder / INTEGER_FILE), load_model(folder / QDQ_FILE)
-            document = verdict_document(verify(lower(quantized), integer, qdq, samples))
-            out.write_json("verify.json", document)
+        with watch.stage("verify"):
+            files = check_files(folder, recorded, WRITTEN)
+            try:
+                check_plan_fits(plan, recorded, graph, folder / PLAN_FILE)
+                quantized = replace(read_qdq(qdq, graph, plan), wide_grids=read_wide_grids(folder, graph))
+            except BadInput as e:
+                faults = f"{e.what}; {files.detail}" if files.detail else e.what
+                raise GateFailed(f"these are not the files of this plan: {faults}", where=e.where, fix=e.fix) from e
+            checks = [files, check_integers(quantized, recorded)]
+            if (folder / ENGINE_FILE).exists() or (folder / ENGINE_RECORD).exists():
+                checks.append(check_engine(folder / ENGINE_FILE, folder / ENGINE_RECORD, quantized))
+            verdict = verify(lower(quantized), integer, qdq, samples)
+            document = verdict_document(replace(verdict, checks=(*checks, *verdict.checks)))
+            out.write_json(VERDICT_FILE, document)
     return document
 
 
-def _read_run(folder: Path, model: Path | None) -> tuple[QuantizedGraph, PlanSettings]:
-    """The quantized graph of an earlier run, from its plan, its float model and its Q/DQ file."""
-    path = folder / "plan.json"
-    plan, document = load_plan(path)
-    graph = prepare(model or Path(document["model"]["path"]))
-    check_plan_fits(plan, document, graph, path)
-    quantized = read_qdq(load_model(folder / QDQ_FILE), graph, plan)
-    return quantized, PlanSettings.from_recorded(document["settings"])
+def _read_plan(folder: Path, model: Path | None) -> tuple[PreparedGraph, BitPlan, dict[str, Any]]:
+    """The float model's graph, the plan of an earlier run, and its document."""
+    plan, document = load_plan(folder / PLAN_FILE)
+    return prepare(model or Path(document["model"]["path"])), plan, document
 
 
 def eval_model(model: Path, data: Path, preprocess: Preprocess | None, threads: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.numerics import along_axis, quantize, signed_range
+from ompq_deploy.numerics import along_axis, signed_range
 from tests.models import GraphBuilder
 
 
@@ -85,8 +85,9 @@ def _conv_relu(g: GraphBuilder, x: str, name: str, c_in: int, c_out: int, kernel
 def _layer(index: GraphIndex, layer: Layer, bits: int) -> QuantizedLayer:
     weight = index.constant(layer.weight)
     others = tuple(axis for axis in range(weight.ndim) if axis != layer.channel_axis)
-    scale = np.maximum(np.abs(weight).max(axis=others), 1e-6) / signed_range(bits)[1]
-    codes = quantize(weight, along_axis(scale, weight.ndim, layer.channel_axis), bits)
+    low, high = signed_range(bits)
+    scale = np.maximum(np.abs(weight).max(axis=others), 1e-6) / high
+    codes = np.clip(np.rint(weight / along_axis(scale, weight.ndim, layer.channel_axis)), low, high)
     return QuantizedLayer(
         layer=layer, bits=bits, codes=codes.astype(np.int8), scale=scale.astype(np.float32), biases={}
     )

@@ -202,9 +202,10 @@ def test_histograms_count_every_element_of_small_tensors(graph: PreparedGraph) -
     values = tensors(graph, samples, graph.activations)
     assert set(found.histograms) == set(graph.activations)
     for name, histogram in found.histograms.items():
-        assert histogram.counts.size == BINS
+        assert histogram.counts.size == 2 * BINS
         assert histogram.counts.sum() == values[name].size
-        assert histogram.counts[-1] > 0
+        assert histogram.counts[:BINS].sum() == (values[name] < 0).sum()
+        assert histogram.magnitudes[-1] > 0
         assert histogram.limit == max(map(abs, found.ranges[name]))
 
 
@@ -220,8 +221,9 @@ def test_large_tensors_are_sampled_evenly_over_rows_and_columns() -> None:
 def test_bins() -> None:
     x = np.array([0.0, -0.5, 0.5, 1.0, -2.0, 1.9999], np.float32)
     counts = bin_counts(x, 2.0)
-    assert {int(bin_): int(counts[bin_]) for bin_ in np.flatnonzero(counts)} == {0: 1, 512: 2, 1024: 1, 2047: 2}
-    assert bin_counts(np.zeros(9, np.float32), 0.0)[0] == 9
+    found = {int(bin_) - BINS: int(counts[bin_]) for bin_ in np.flatnonzero(counts)}
+    assert found == {-BINS: 1, -513: 1, 0: 1, 512: 1, 1024: 1, 2047: 1}
+    assert bin_counts(np.zeros(9, np.float32), 0.0)[BINS] == 9
 
 
 def test_gram_of_a_long_row_keeps_its_precision() -> None:

@@ -7,80 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, QuantizedGraph, QuantizedLayer
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.export.integer.check import float_tensors_inside
-from ompq_deploy.export.integer.emit import accumulator, integer_model, stored
+from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
-from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerProgram
+from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import float_biases
-from ompq_deploy.simulator import ProgramRun, run_program
 from ompq_deploy.weight_scale import quantize_weight
 from tests import models
+from tests.integer import Size, assert_equal_to_reference, quantized_case, run, settings, steps_from_qdq
 from tests.models import GraphBuilder
-from tests.quantized import inputs, quantize_graph
+from tests.quantized import inputs, quantize_graph, with_zero_points
 
-ort.set_default_logger_severity(3)
-Size = int | str
 SAMPLES = 3
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def expose(model: onnx.ModelProto, kinds: dict[str, int]) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    present = {value.name for value in model.graph.output}
-    copy.graph.output.extend(helper.make_tensor_value_info(n, t, None) for n, t in kinds.items() if n not in present)
-    return copy
-
-
-def assert_equal_to_reference(program: IntegerProgram, feeds: dict[str, np.ndarray]) -> ProgramRun:
-    """Run both and compare every int8 tensor, accumulator and dequantized float."""
-    model = integer_model(program)
-    onnx.checker.check_model(model, full_check=True)
-    assert float_tensors_inside(model) == ()
-    assert {tensor.name for tensor in model.graph.initializer} <= {
-        name for node in model.graph.node for name in node.input
-    }
-    reference = run_program(program, feeds)
-    kinds = {stored(name): TensorProto.UINT8 for name in reference.integers}
-    kinds |= {accumulator(name): TensorProto.INT32 for name in reference.accumulators}
-    kinds |= dict.fromkeys(reference.floats, TensorProto.FLOAT)
-    found = run(expose(model, kinds), feeds)
-    for name, values in reference.integers.items():
-        np.testing.assert_array_equal(found[stored(name)].astype(int) - 128, values, err_msg=name)
-    for name, totals in reference.accumulators.items():
-        np.testing.assert_array_equal(found[accumulator(name)], totals, err_msg=name)
-    for name, floats in reference.floats.items():
-        np.testing.assert_array_equal(found[name], floats, err_msg=name)
-    return reference
-
-
-def steps_from_qdq(quantized: QuantizedGraph, program: IntegerProgram, feeds: dict[str, np.ndarray]) -> int:
-    """Largest difference from the Q/DQ model in steps, every operation fed the Q/DQ model's integers."""
-    names = {name: QdqNames(quantized.graph).quantized(name) for name in quantized.graph.activations}
-    found = run(expose(qdq_model(quantized), dict.fromkeys(names.values(), TensorProto.UINT8)), feeds)
-    given = {name: (found[integers].astype(np.int16) - 128).astype(np.int8) for name, integers in names.items()}
-    ours = run_program(program, feeds, given=given).integers
-    return max(int(np.abs(ours[name].astype(int) - given[name]).max()) for name in names)
-
-
-def settings(g: GraphBuilder, name: str, *values: int) -> str:
-    return g.constant(np.array(values, np.int64), name)
 
 
 def convolution(**attributes: object) -> Callable[[GraphBuilder], str]:
@@ -247,21 +194,10 @@ WRONG_IN_ONNXRUNTIMES_QDQ = ("average_pool_ceil_with_pads", "average_pool_dilate
 """onnxruntime 1.31 fuses these into QLinearAveragePool, which counts pads wrongly and knows no dilations."""
 
 
-def with_classifier(build: Callable[[GraphBuilder], str], batch: Size) -> onnx.ModelProto:
-    """The operator under test, then Flatten and a classifier, so that its result must be integer."""
-    g = GraphBuilder(1)
-    tested = build(g)
-    opset = 17 if any(node.op_type == "ReduceMean" for node in g.nodes) else 21
-    flat = g.node("Flatten", [tested], "flatten")
-    probe = onnx.shape_inference.infer_shapes(g.model([1, 4, 9, 9], flat, [1, None], opset=opset), data_prop=True)
-    width = next(v for v in probe.graph.value_info if v.name == flat).type.tensor_type.shape.dim[1].dim_value
-    return g.model([batch, 4, 9, 9], g.gemm(flat, "classifier", width, 5), [batch, 5], opset=opset)
-
-
 @pytest.mark.parametrize("batch", ["N", 1])
 @pytest.mark.parametrize("case", CASES)
-def test_every_operator_equals_the_reference_and_the_qdq_model(case: str, batch: Size, tmp_path: Path) -> None:
-    quantized = quantize_graph(models.save(with_classifier(CASES[case], batch), tmp_path / "m.onnx"))
+def test_every_operator_equals_the_reference_and_the_qdq_model(case: str, batch: Size) -> None:
+    quantized = quantized_case(CASES[case], batch)
     program = lower(quantized)
     feeds = inputs(quantized.graph, SAMPLES)
     assert_equal_to_reference(program, feeds)
@@ -269,6 +205,18 @@ def test_every_operator_equals_the_reference_and_the_qdq_model(case: str, batch:
         assert steps_from_qdq(quantized, program, feeds) <= 1
     floats, integers = run(quantized.graph.model, feeds)["y"], run(integer_model(program), feeds)["y"]
     assert np.linalg.norm(integers - floats) < 0.1 * np.linalg.norm(floats)
+
+
+@pytest.mark.parametrize("zero_points", [(0,), (255,), (1, 128), (200, 3, 128, 255, 77)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_every_operator_equals_the_reference_on_any_grid(case: str, zero_points: tuple[int, ...]) -> None:
+    quantized = quantized_case(CASES[case])
+    moved = with_zero_points(quantized, zero_points)
+    program = lower(moved)
+    feeds = inputs(quantized.graph, SAMPLES)
+    assert_equal_to_reference(program, feeds)
+    if case not in WRONG_IN_ONNXRUNTIMES_QDQ:
+        assert steps_from_qdq(moved, program, feeds) <= 1
 
 
 @pytest.mark.parametrize("batch", ["N", 1])
@@ -285,14 +233,16 @@ def test_graph_inputs_and_outputs_are_the_float_models(residual_model: Path) -> 
     assert list(model.graph.output) == list(quantized.graph.model.graph.output)
 
 
+@pytest.mark.parametrize("zero_point", [0, 128, 255])
 @pytest.mark.parametrize("code", [-128, 127])
 @pytest.mark.parametrize("value", [-1e6, 1e6])
-def test_extreme_codes_and_inputs(code: int, value: float, residual_model: Path) -> None:
-    quantized = quantize_graph(residual_model)
+def test_extreme_codes_and_inputs(code: int, value: float, zero_point: int, residual_model: Path) -> None:
+    quantized = with_zero_points(quantize_graph(residual_model), [zero_point])
     layers = tuple(dataclasses.replace(q, codes=np.full_like(q.codes, code)) for q in quantized.layers)
     program = lower(dataclasses.replace(quantized, layers=layers))
     reference = assert_equal_to_reference(program, {"x": np.full((2, 3, 16, 16), value, np.float32)})
-    assert set(np.unique(reference.integers["x"])) == {-128 if value < 0 else 127}
+    grid = quantized.grids["x"]
+    assert set(np.unique(reference.integers["x"])) == {grid.low if value < 0 else grid.high}
 
 
 def test_random_scales_never_overflow(residual_model: Path) -> None:
@@ -300,7 +250,10 @@ def test_random_scales_never_overflow(residual_model: Path) -> None:
     quantized = quantize_graph(residual_model)
     random = np.random.default_rng(3)
     for _ in range(5):
-        grids = {name: Grid(scale=float(10.0 ** random.uniform(-3, 0))) for name in quantized.grids}
+        grids = {
+            name: Grid(scale=float(10.0 ** random.uniform(-3, 0)), zero_point=int(random.integers(256)))
+            for name in quantized.grids
+        }
         layers = tuple(
             dataclasses.replace(q, scale=(10.0 ** random.uniform(-12, -2, q.scale.shape)).astype(np.float32))
             for q in quantized.layers
@@ -323,6 +276,18 @@ def test_sums_between_two_and_four_billion_survive(tmp_path: Path) -> None:
     program = lower(dataclasses.replace(quantized, layers=identity, grids=grids))
     values = np.arange(-128, 128, dtype=np.float32).reshape(1, 1, 1, 256)
     assert (assert_equal_to_reference(program, {"x": values}).integers["first_out"] == -127).any()
+
+
+def test_a_large_constant_meets_a_large_input(tmp_path: Path) -> None:
+    """x - 1000 on a grid a hundred times finer than that of x: both terms pass the clamp by far, their sum does not."""
+    g = GraphBuilder()
+    shifted = g.node("Add", ["x", g.constant(np.full((1, 1, 1, 1), -1000, np.float32), "shift")], "shifted")
+    model = g.model(["N", 1, 4, 4], g.conv(shifted, "last", 1, 1), ["N", 1, 4, 4])
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    grids = {"x": Grid(scale=10.0, zero_point=0), "shifted_out": Grid(scale=0.1, zero_point=100)}
+    program = lower(dataclasses.replace(quantized, grids=grids))
+    reference = assert_equal_to_reference(program, {"x": np.full((1, 1, 4, 4), 1000, np.float32)})
+    assert not reference.integers["shifted_out"].any()
 
 
 def quantize_open_graph(path: Path) -> QuantizedGraph:
@@ -387,7 +352,7 @@ def test_corrected_biases_replace_the_nodes_own(residual_model: Path) -> None:
     assert len(layers) == len(changed)
     for operation in layers:
         layer = next(q for q in changed if operation.name in q.layer.nodes)
-        grid = layer.bias_scale(program.scales[operation.input])
+        grid = layer.bias_scale(program.grids[operation.input].scale)
         np.testing.assert_allclose(operation.bias, 3.5 / grid, atol=0.51)
 
 
@@ -401,7 +366,8 @@ def test_dead_channels_keep_the_accumulator_in_32_bits(residual_model: Path) -> 
     for operation in program.operations:
         if isinstance(operation, IntegerConv):
             own = next(q for q in layers if operation.name in q.layer.nodes).biases[operation.name]
-            sums = 128 * np.abs(operation.weights.astype(np.int64)).reshape(len(operation.bias), -1).sum(axis=1)
+            largest = program.grids[operation.input].largest
+            sums = largest * np.abs(operation.weights.astype(np.int64)).reshape(len(operation.bias), -1).sum(axis=1)
             assert (np.sign(operation.bias) == np.sign(own)).all()
             assert (np.abs(operation.bias.astype(np.int64)) + sums < 2**31).all()
 
@@ -417,21 +383,14 @@ def test_too_long_sums_are_refused(tmp_path: Path) -> None:
 def test_uncovered_operators_are_listed_completely(tmp_path: Path) -> None:
     g = GraphBuilder()
     first = g.conv("x", "first", 3, 4)
-    swish = g.node("Mul", [first, g.node("Sigmoid", [first], "gate")], "swish")
-    kernel = g.constant(g.random.standard_normal((4, 4, 2, 2)).astype(np.float32), "up_weight")
-    up = g.node("ConvTranspose", [swish, kernel], "up", strides=[2, 2])
-    active = g.node("HardSwish", [g.node("InstanceNormalization", [up, *norm_parameters(g, 4)], "norm")], "active")
-    pooled = g.node("LpPool", [g.conv(active, "second", 4, 4)], "pool", kernel_shape=[2, 2])
+    ratio = g.node("Div", [first, g.node("Exp", [g.conv("x", "other", 3, 4)], "divisor")], "ratio")
+    pooled = g.node("LpPool", [g.conv(ratio, "second", 4, 4)], "pool", kernel_shape=[2, 2])
     last = g.node("Softmax", [g.conv(pooled, "third", 4, 2)], "tail", axis=1)
-    quantized = quantize_graph(models.save(g.model(["N", 3, 8, 8], last, ["N", 2, 8, 8]), tmp_path / "m.onnx"))
+    quantized = quantize_graph(models.save(g.model(["N", 3, 8, 8], last, ["N", 2, 7, 7]), tmp_path / "m.onnx"))
     with pytest.raises(BackendMissing) as refusal:
         lower(quantized)
     listed = {name.strip() for kind in refusal.value.where.split(";") for name in kind.split(":")[1].split(",")}
-    assert listed == {"gate", "swish", "up", "norm", "active", "pool"}
-
-
-def norm_parameters(g: GraphBuilder, channels: int) -> list[str]:
-    return [g.constant(np.ones(channels, np.float32), name) for name in ("norm_scale", "norm_shift")]
+    assert listed == {"ratio", "pool"}
 
 
 def test_a_constant_that_is_not_per_channel_is_named(tmp_path: Path) -> None:
@@ -501,19 +460,28 @@ def test_the_check_refuses_float_work_before_quantization(residual_model: Path) 
 
 
 SHARED_MODELS = {
-    "models/cifar10/resnet20.onnx": 0,
-    "models/cifar10/resnet20_rawexport.onnx": 0,
-    "models/cifar10/resnet56.onnx": 0,
-    "models/cifar10/mlperf_tiny_resnet8.onnx": 1,
-    "models/imagenet/mobilenet_v2_1.0_224_keras.onnx": 0,
+    "cifar10/resnet20.onnx": (0, False),
+    "cifar10/resnet20_rawexport.onnx": (0, False),
+    "cifar10/resnet56.onnx": (0, False),
+    "cifar10/mlperf_tiny_resnet8.onnx": (1, True),
+    "cifar10/vit_small.onnx": (0, False),
+    "imagenet/mobilenet_v2_1.0_224_keras.onnx": (0, False),
+    "other/fast_style_transfer_starry_night_256.onnx": (4, True),
+    "other/stm_mobilenet_v2_128_0.5.onnx": (1, False),
+    "other/ultraface_slim320.onnx": (39, False),
+    "other/yolox_nano.onnx": (14, True),
 }
+"""How many float nodes each keeps behind its last layer, and whether it takes raw pixels."""
+SMALL = ("cifar10/mlperf_tiny_resnet8.onnx", "cifar10/resnet20.onnx")
+"""Small enough for arithmetic in Python integers."""
 
 
 @pytest.mark.parametrize("name", SHARED_MODELS)
 def test_real_networks(name: str, shared: Callable[[str], Path]) -> None:
-    quantized = quantize_graph(shared(name))
+    tail, raw = SHARED_MODELS[name]
+    quantized = quantize_graph(shared(f"models/{name}"), raw=raw)
     program = lower(quantized)
-    assert len(program.tail) == SHARED_MODELS[name]
-    feeds = inputs(quantized.graph, 1)
-    assert_equal_to_reference(program, feeds)
+    assert len(program.tail) == tail
+    feeds = inputs(quantized.graph, 1, raw=raw)
+    assert_equal_to_reference(program, feeds, exactly=name in SMALL)
     assert steps_from_qdq(quantized, program, feeds) <= 1

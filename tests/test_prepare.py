@@ -211,3 +211,64 @@ def test_a_free_reshape_leaves_the_batch_free(tmp_path: Path) -> None:
     free = g.constant(np.array([0, -1], np.int64), "free")
     y = g.gemm(g.node("Reshape", [g.conv("x", "conv", 3, 4), free], "view"), "fc", 4 * 64, 5)
     assert prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 5]), tmp_path / "m.onnx")).batch is None
+
+
+def test_sizes_that_are_known_are_folded_out_of_shape_arithmetic(tmp_path: Path) -> None:
+    """The head size comes from a Shape whose batch is symbolic; only the batch is left to compute."""
+    g = models.GraphBuilder()
+    x = g.conv("x", "first", 3, 8)
+    shape = g.node("Shape", [x], "shape")
+    batch, channels = (
+        g.node("Gather", [shape, g.constant(np.array([axis], np.int64), f"axis{axis}")], f"size{axis}", axis=0)
+        for axis in (0, 1)
+    )
+    half = g.node("Div", [channels, g.constant(np.array([2], np.int64), "two")], "half")
+    rest = g.constant(np.array([2, -1], np.int64), "rest")
+    target = g.node("Concat", [batch, half, rest], "target", axis=0)
+    root = g.node("Sqrt", [g.node("Cast", [half], "real", to=1)], "root")
+    scaled = g.node("Mul", [g.node("Reshape", [x, target], "reshaped"), root], "scaled")
+    path = models.save(g.model(["N", 3, 4, 4], scaled, ["N", 4, 2, None]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    kinds = [node.op_type for node in graph.model.graph.node]
+    assert kinds.count("Gather") == 1
+    assert {"Div", "Cast", "Sqrt"}.isdisjoint(kinds)
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("divide", ["Div", "Reciprocal"])
+def test_a_layer_norm_written_out_becomes_one_node(square: str, divide: str, tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    x = g.conv("x", "first", 3, 4)
+    centred = g.node("Sub", [x, g.node("ReduceMean", [x], "mean", axes=[-1])], "centred")
+    other = centred if square == "Mul" else g.constant(np.array(2, np.float32), "two")
+    variance = g.node("ReduceMean", [g.node(square, [centred, other], "square")], "variance", axes=[-1])
+    shifted = g.node("Add", [variance, g.constant(np.array(1e-5, np.float32), "epsilon")], "shifted")
+    deviation = g.node("Sqrt", [shifted], "deviation")
+    if divide == "Div":
+        normal = g.node("Div", [centred, deviation], "normal")
+    else:
+        normal = g.node("Mul", [centred, g.node("Reciprocal", [deviation], "inverse")], "normal")
+    gamma, beta = (g.constant(g.random.standard_normal(5).astype(np.float32), name) for name in ("gamma", "beta"))
+    last = g.conv(g.node("Add", [g.node("Mul", [normal, gamma], "scaled"), beta], "added"), "second", 4, 2)
+    path = models.save(g.model(["N", 3, 4, 5], last, ["N", 2, 4, 5]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert [node.op_type for node in graph.model.graph.node] == ["Conv", "LayerNormalization", "Conv"]
+
+
+def test_sizes_beside_a_symbolic_batch_are_known(tmp_path: Path) -> None:
+    """Reshape to (batch, -1, 4): shape inference alone knows no more than the 4."""
+    g = models.GraphBuilder()
+    x = g.conv("x", "first", 3, 8)
+    batch = g.node(
+        "Gather", [g.node("Shape", ["x"], "shape"), g.constant(np.array([0], np.int64), "zero")], "batch", axis=0
+    )
+    target = g.node("Concat", [batch, g.constant(np.array([-1, 4], np.int64), "rest")], "target", axis=0)
+    tokens = g.node("Reshape", [x, target], "tokens")
+    weight = g.constant(g.random.standard_normal((4, 5)).astype(np.float32), "weight")
+    path = models.save(
+        g.model(["N", 3, 4, 4], g.node("MatMul", [tokens, weight], "last"), ["N", None, 5]), tmp_path / "m.onnx"
+    )
+    graph = prepare(path)
+    assert GraphIndex(graph.model).shapes["tokens_out"] == (None, 32, 4)

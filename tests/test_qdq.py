@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.sizes import size_table
 from tests import models
-from tests.quantized import inputs, quantize_graph
+from tests.quantized import inputs, quantize_graph, with_zero_points
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -69,6 +70,13 @@ def test_mixed_plans_from_all_widths_never_exceed_the_size_table(residual_model:
         assert qdq_model(quantize_graph(residual_model, bits)).ByteSize() <= planned
 
 
+@pytest.mark.parametrize("zero_point", [0, 1, 127, 128, 255])
+def test_the_size_does_not_depend_on_the_grids(zero_point: int, residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    moved = with_zero_points(quantized, [zero_point])
+    assert qdq_model(moved).ByteSize() == qdq_model(quantized).ByteSize()
+
+
 def test_int4_weights_are_int4_and_packed(residual_model: Path) -> None:
     quantized = quantize_graph(residual_model, 4)
     stored = {t.name: t for t in qdq_model(quantized).graph.initializer}
@@ -81,9 +89,10 @@ def test_int4_weights_are_int4_and_packed(residual_model: Path) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_file_reads_back_as_what_was_written(bits: int, residual_model: Path) -> None:
-    quantized = quantize_graph(residual_model, bits)
+    quantized = with_zero_points(quantize_graph(residual_model, bits), [0, 255, 128, 3])
     model = qdq_model(quantized)
     found = read_qdq(model, quantized.graph, plan_of(quantized))
+    assert found.grids == quantized.grids
     assert qdq_model(found).SerializeToString() == model.SerializeToString()
     for before, after in zip(quantized.layers, found.layers, strict=True):
         np.testing.assert_array_equal(before.codes, after.codes)
@@ -104,6 +113,24 @@ def test_residual_sums_can_fuse(residual_model: Path) -> None:
     for add in adds:
         kinds = sorted(producers[name].op_type for name in add.input)
         assert kinds == ["Conv", "DequantizeLinear"]
+
+
+def test_onnxruntime_computes_layers_behind_relu_in_integers(tmp_path: Path) -> None:
+    """With zero-point 0 it drops Relu and Clip into the rounding; behind Flatten the classifier finds its own pair."""
+    g = models.GraphBuilder()
+    zero, six = g.constant(np.float32(0), "zero"), g.constant(np.float32(6), "six")
+    x = g.node("Relu", [g.conv("x", "first", 3, 8)], "relu")
+    x = g.node("Clip", [g.conv(x, "second", 8, 8, groups=8), zero, six], "clip")
+    x = g.node("Flatten", [g.node("GlobalAveragePool", [x], "pool")], "flatten")
+    model = g.model(["N", 3, 16, 16], g.gemm(x, "fc", 8, 5), ["N", 5])
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    written = qdq_model(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+    ort.InferenceSession(written.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kinds["QLinearConv"] == 2
+    assert kinds["QGemm"] == 1
+    assert not {"Conv", "FusedConv", "Gemm", "Relu", "Clip"} & set(kinds)
 
 
 @pytest.mark.parametrize(

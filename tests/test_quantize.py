@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from onnx import numpy_helper
 
 from ompq_deploy.artifacts import BitPlan, Budget, Capture, PlannedLayer, PreparedGraph, Samples, SolverRecord
 from ompq_deploy.capture import capture
+from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.prepare import prepare
-from ompq_deploy.quantize import QuantizeSettings, quantize
+from ompq_deploy.quantize import ACTIVATION_GRIDS, QuantizeSettings, quantize
 from tests import models
 from tests.quantized import inputs
 
@@ -43,12 +45,34 @@ def prepared(path: Path) -> tuple[PreparedGraph, Samples, Capture]:
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
-def test_every_activation_gets_a_positive_scale(method: str, residual_model: Path) -> None:
+def test_every_activation_gets_both_kinds_of_grid(method: str, residual_model: Path) -> None:
     graph, _, captured = prepared(residual_model)
     settings = QuantizeSettings(effort="quick", calibration_method=method)
     quantized = quantize(graph, captured, uniform_plan(graph, 8), settings)
-    assert set(quantized.grids) == set(graph.activations)
+    symmetric = quantize(graph, captured, uniform_plan(graph, 8), replace(settings, activation_grid="symmetric"))
+    assert set(quantized.grids) == set(quantized.symmetric_grids) == set(graph.activations)
     assert min(grid.scale for grid in quantized.grids.values()) > 0
+    assert all(grid.zero_point == 0 for name, grid in quantized.grids.items() if "relu" in name or "clip" in name)
+    assert 0 < quantized.grids["x"].zero_point < 255
+    assert {grid.zero_point for grid in symmetric.grids.values()} == {128}
+    assert quantized.symmetric_grids == symmetric.symmetric_grids == symmetric.grids
+
+
+def test_asymmetric_grids_leave_less_error(residual_model: Path) -> None:
+    graph, samples, captured = prepared(residual_model)
+    reference = outputs(graph.model, samples)
+    errors = {}
+    for kind in ACTIVATION_GRIDS:
+        settings = QuantizeSettings(effort="quick", activation_grid=kind)
+        model = qdq_model(quantize(graph, captured, uniform_plan(graph, 8), settings))
+        errors[kind] = np.square(outputs(model, samples) - reference).mean()
+    assert errors["asymmetric"] < 0.7 * errors["symmetric"]
+
+
+def test_an_unknown_kind_of_grid_is_refused(residual_model: Path) -> None:
+    graph, _, captured = prepared(residual_model)
+    with pytest.raises(BadInput, match="unknown choice 'signed'"):
+        quantize(graph, captured, uniform_plan(graph, 8), QuantizeSettings(effort="quick", activation_grid="signed"))
 
 
 def test_bias_correction_removes_the_mean_error_of_each_class(residual_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from ompq_deploy.numerics import signed_range
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import EFFORTS, QuantizeSettings, columns, quantize
+from ompq_deploy.quantize.activations import symmetric_grid
 from ompq_deploy.quantize.covariance import Accumulator
 from ompq_deploy.quantize.gptq import damped, second_order_codes
-from ompq_deploy.quantize.output_scales import output_scales
+from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.refine import head_of
 from ompq_deploy.quantize.stream import Stream, pieces
 from tests import models
@@ -160,7 +162,7 @@ def test_columns_rebuild_the_output_of_every_layer(network: Network, tmp_path: P
         node, layer = piece[0], layers[piece[0].name]
 
         def check(batch: int, output: np.ndarray, node: onnx.NodeProto = node, layer: Layer = layer) -> None:
-            x, _ = stream.value(batch, node.input[0])
+            x = stream.value(batch, node.input[0])
             positions = np.arange(columns.output_positions(layer, output))
             inputs = columns.input_columns(layer, node, x, output.shape[2:], positions, 0)
             rows = columns.output_rows(layer, output, positions)
@@ -180,16 +182,15 @@ def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -
     quantized = quantize(graph, captured, uniform_plan(graph, 4), samples=samples)
     index = GraphIndex(graph.model)
     layers = {q.layer.name: q for q in quantized.layers}
-    scales = {name: grid.scale for name, grid in quantized.grids.items()}
-    stream = Stream(graph, samples, scales, 1)
+    stream = Stream(graph, samples, quantized.grids, 1)
     found: list[np.ndarray] = []
     for piece in pieces(graph):
         if not piece:
             stream.step()
             continue
         q = layers[piece[0].name]
-        grid = layer_grid(index, scales, piece[0].input[0])
-        head = head_of(piece[0], q, scales[grid])
+        grid = layer_grid(index, graph.activations, piece[0].input[0])
+        head = head_of(piece[0], q, quantized.grids[grid])
         if piece[-1].output[0] in graph.output_names:
             stream.step(head, tap=piece[-1].output[0], watch=lambda _, y: found.append(y))
         else:
@@ -198,7 +199,7 @@ def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_output_scales_ignore_what_no_weight_reads(tmp_path: Path) -> None:
+def test_output_errors_ignore_what_no_weight_reads(tmp_path: Path) -> None:
     """One input channel is a hundred times larger than the others, and multiplied by zero."""
     g = models.GraphBuilder()
     model = g.model(["N", 4, 8, 8], g.conv("x", "conv", 4, 4), ["N", 4, 8, 8])
@@ -210,12 +211,16 @@ def test_output_scales_ignore_what_no_weight_reads(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((16, 4, 8, 8)).astype(np.float32)
     x[:, 2] *= 100
     samples = Samples(inputs={"x": x}, labels=None, source="noise", sha256="")
-    coarse, fine = float(np.abs(x).max() / 127), float(np.abs(np.delete(x, 2, axis=1)).max() / 127)
-    assert output_scales(graph, samples, {"x": [coarse, fine]}) == {"x": fine}
+    coarse, fine = (symmetric_grid(float(np.abs(part).max())) for part in (x, np.delete(x, 2, axis=1)))
+    one_sided = replace(fine, zero_point=0)
+    errors = output_errors(graph, samples, [{"x": grid} for grid in (coarse, fine, one_sided)])["x"]
+    assert errors[1] < 0.01 * errors[0]
+    assert errors[1] < 0.01 * errors[2]
     captured = capture(graph, samples, histograms=True)
     settings = QuantizeSettings(effort="quick", calibration_method="output")
     chosen = quantize(graph, captured, uniform_plan(graph, 8), settings, samples=samples)
-    assert chosen.grids["x"].scale < coarse
+    assert chosen.grids["x"].scale < coarse.scale
+    assert chosen.symmetric_grids["x"].scale < coarse.scale
 
 
 def test_moments_of_large_and_constant_inputs() -> None:

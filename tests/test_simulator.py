@@ -15,14 +15,15 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ompq_deploy.artifacts import Grid
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.geometry import element_counts, explicit_pads, pad_widths, taps, window_of
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerConv, Window
 from ompq_deploy.export.integer.rescale import requantize as choose_requantize
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.simulator import _convolve as convolve
 from ompq_deploy.simulator import quantize_input, requantize, run_program
+from ompq_deploy.simulator.linear import convolve
 from tests.quantized import inputs, quantize_graph
 
 ort.set_default_logger_severity(3)
@@ -65,7 +66,7 @@ def test_multipliers_have_31_bits_and_the_reach_holds() -> None:
 def test_a_residual_sum_is_rounded_once() -> None:
     """0.4 + 0.4 steps make one step, where rounding each term would make none."""
     rule = choose_requantize("layer", 0.4, 1000, (-128, 127), skip="skip", skip_ratio=0.4)
-    assert requantize(np.array([1]), rule, {"skip": np.array([1], np.int8)}).tolist() == [1]
+    assert requantize(np.array([1]), rule, {"skip": np.array([1], np.int32)}).tolist() == [1]
     assert rule.skip_multiplier is not None
     assert rule.skip_multiplier.shape == rule.multiplier.shape
 
@@ -77,7 +78,8 @@ def test_scales_that_cannot_be_rescaled_in_64_bits_are_refused() -> None:
 
 def test_inputs_are_quantized_as_onnx_does() -> None:
     x = np.array([0.5, 1.5, -0.5, -1.5, 200, -200, 0.49999997], np.float32)
-    assert quantize_input(x, 1.0).tolist() == [0, 2, 0, -2, 127, -128, 0]
+    assert quantize_input(x, Grid(scale=1.0)).tolist() == [0, 2, 0, -2, 127, -128, 0]
+    assert quantize_input(x, Grid(scale=1.0, zero_point=3)).tolist() == [0, 2, 0, -2, 200, -3, 0]
 
 
 def test_convolutions_equal_float_convolutions() -> None:
@@ -87,7 +89,7 @@ def test_convolutions_equal_float_convolutions() -> None:
         kernel, strides, dilations = (tuple(int(n) for n in random.integers(1, 4, 2)) for _ in range(3))
         pads = tuple(int(n) for n in random.integers(0, 3, 4))
         weights = random.integers(-128, 128, (8, 8 // groups, *kernel)).astype(np.int8)
-        x = random.integers(-128, 128, (2, 8, 11, 10)).astype(np.int8)
+        x = random.integers(-255, 256, (2, 8, 11, 10)).astype(np.int32)
         window = Window(kernel=kernel, strides=strides, dilations=dilations, pads=pads)
         bias = random.integers(-1000, 1000, 8).astype(np.int32)
         operation = IntegerConv(

@@ -14,10 +14,11 @@ from onnx import TensorProto, numpy_helper
 from ompq_deploy.artifacts import Layer, PreparedGraph, QuantizedGraph
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph, treat
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.numerics import along_axis, dequantize
+from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import moves_values
 from ompq_deploy.prepare import prepare
 from tests import models
+from tests.quantized import with_zero_points
 from tests.tensorrt_helpers import branching_network, quantize_plainly, run, sample
 
 NETWORKS = {"residual": models.residual_network, "branching": branching_network}
@@ -99,8 +100,11 @@ def test_an_odd_count_of_int4_weights_is_stored_as_int8_and_says_so(tmp_path: Pa
     assert treatment.quantized_input
 
 
-def test_activations_are_int8_with_zero_point_0_and_the_scale_of_their_grid(graph: PreparedGraph) -> None:
-    quantized = quantize_plainly(graph, alternating(graph))
+@pytest.mark.parametrize("zero_points", [(128,), (0, 77, 255)])
+def test_activations_are_int8_with_zero_point_0_and_a_symmetric_scale(
+    graph: PreparedGraph, zero_points: tuple[int, ...]
+) -> None:
+    quantized = with_zero_points(quantize_plainly(graph, alternating(graph)), zero_points)
     index = GraphIndex(tensorrt_graph(quantized))
     quantizers = [node for node in index.graph.node if node.op_type == "QuantizeLinear"]
     assert quantizers
@@ -108,7 +112,8 @@ def test_activations_are_int8_with_zero_point_0_and_the_scale_of_their_grid(grap
         zero = index.constant(node.input[2])
         assert zero.dtype == np.int8
         assert zero == 0
-        assert float(index.constant(node.input[1])) in {np.float32(grid.scale) for grid in quantized.grids.values()}
+        scales = {np.float32(grid.scale) for grid in quantized.symmetric_grids.values()}
+        assert float(index.constant(node.input[1])) in scales
 
 
 def test_a_sum_reads_one_operand_quantized_and_the_other_from_the_layer_it_fuses_with(tmp_path: Path) -> None:
@@ -130,9 +135,7 @@ def test_weight_only_layers_compute_what_the_float_graph_computes_with_the_decod
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     decoded = {
-        layer.layer.weight: dequantize(
-            layer.codes, along_axis(layer.scale, layer.codes.ndim, layer.layer.channel_axis).astype(np.float64)
-        )
+        layer.layer.weight: layer.codes * along_axis(layer.scale, layer.codes.ndim, layer.layer.channel_axis)
         for layer in quantized.layers
     }
     for tensor in model.graph.initializer:

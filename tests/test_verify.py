@@ -167,7 +167,9 @@ def test_the_document_is_json_with_the_promised_fields(quantized: QuantizedGraph
     assert document["passed"] is True
     assert document["samples"] == 2
     assert {"exact_fraction", "max_lsb", "layers", "output_difference", "matches_reference"} <= set(document)
-    assert set(document["layers"][0]) == {"name", "exact_fraction", "max_lsb"}
+    assert document["first_departure"] is None
+    assert [check["name"] for check in document["checks"]] == ["reference", "integer-only", "qdq"]
+    assert {"name", "exact_fraction", "max_lsb", "sqnr_db"} <= set(document["layers"][0])
 
 
 def test_a_fixed_batch_larger_than_the_samples_is_filled(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     G_i = X_i X_i^T                       X_i = output of layer i flattened to N x (C H W)   (OMPQ, Eq. 7)
     (min, max), mean over all but the channel axis           of every tensor that gets an integer grid
+    (min, max)                                               of those that get one in the integer-only model alone
 
 `taps.py` writes these reductions into the graph, so onnxruntime frees each activation as it goes and
 nothing larger than N x N leaves the session. Where one batch cannot hold all N samples, `stream.py` feeds
@@ -36,6 +37,7 @@ def capture(graph: PreparedGraph, samples: Samples, *, histograms: bool = False,
     return Capture(
         grams=found.grams,
         ranges=found.ranges,
+        wide_ranges=found.wide_ranges,
         means=found.means,
         histograms=count_histograms(graph, samples, found.ranges, threads) if histograms else {},
         count=len(samples),

@@ -1,6 +1,6 @@
-"""The optional second pass: how often each magnitude occurs, for percentile, MSE and entropy calibration.
+"""The optional second pass: how often each value occurs, for percentile, MSE and entropy calibration.
 
-    bin(x) = min(floor(|x| / limit * BINS), BINS - 1),    limit = max |x| from the first pass
+    bin(x) = min(floor(|x| / limit * BINS), BINS - 1) on either side of zero,    limit = max |x| from the first pass
 
 Small batches keep the memory bounded: the activations of `BATCH` samples are fetched, counted and dropped. Of a
 large tensor every k-th element counts, with k odd so that no row or channel is favoured: thresholds need the shape of
@@ -19,6 +19,7 @@ from ompq_deploy.artifacts import Histogram, PreparedGraph, Samples
 from ompq_deploy.capture.session import session_options, start
 
 BINS = 2048
+"""On either side of zero."""
 BATCH = 1
 LARGEST_SHARE = 1 << 14
 """Elements counted per tensor and batch."""
@@ -27,12 +28,12 @@ LARGEST_SHARE = 1 << 14
 def count_histograms(
     graph: PreparedGraph, samples: Samples, ranges: Mapping[str, tuple[float, float]], threads: int
 ) -> dict[str, Histogram]:
-    """Counts of |x| of every activation over all samples, in `BINS` equal bins up to the largest |x|.
+    """Counts of every activation over all samples, in `BINS` equal bins per side up to the largest |x|.
 
     At most `LARGEST_SHARE` elements count per tensor and batch.
     """
     limits = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
-    counts = {name: np.zeros(BINS, np.int64) for name in graph.activations}
+    counts = {name: np.zeros(2 * BINS, np.int64) for name in graph.activations}
     model = onnx.utils.Extractor(graph.model).extract_model(list(graph.input_names), list(graph.activations))
     session = start(model, session_options(threads))
     for feed in samples.batches(graph.batch or BATCH):
@@ -49,7 +50,8 @@ def evenly(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def bin_counts(x: NDArray[np.float32], limit: float) -> NDArray[np.int64]:
-    """How many |x| fall into each of `BINS` equal bins from 0 to `limit`; all into the first where limit is 0."""
+    """How many x fall into each of 2 `BINS` equal bins from -`limit` to `limit`; zeros into the first above zero."""
+    flat = x.reshape(-1)
     scale = BINS / limit if limit > 0 else 0.0
-    bins = np.minimum(np.abs(x.reshape(-1)) * scale, BINS - 1).astype(np.int64)
-    return np.bincount(bins, minlength=BINS).astype(np.int64)
+    bins = np.minimum(np.abs(flat) * scale, BINS - 1).astype(np.int64)
+    return np.bincount(np.where(flat < 0, BINS - 1 - bins, BINS + bins), minlength=2 * BINS).astype(np.int64)

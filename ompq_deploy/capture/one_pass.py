@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
 from ompq_deploy.capture.blocked import optimize
-from ompq_deploy.capture.instrument import instrument, views
+from ompq_deploy.capture.instrument import Reduction, instrument, views
 from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.capture.statistics import Results, Statistics, read_grams, read_means, read_ranges
 from ompq_deploy.capture.taps import Taps, View, tap
@@ -31,14 +31,19 @@ def run_one_pass(graph: PreparedGraph, samples: Samples, threads: int) -> Statis
     """
     if not batch_in_front(graph):
         return None
-    optimized, layers, activations = exposed(graph, threads)
-    found = _run(one_pass_model(optimized, layers, activations), graph, samples, threads)
+    optimized, layers, activations, wide = exposed(graph, threads)
+    found = _run(one_pass_model(optimized, layers, activations, wide), graph, samples, threads)
     if any(found[tap("gram", view.name)].shape != (len(samples), len(samples)) for view in layers):
         return None
     open_ended = [view for view in activations if not reaches_bounds(view, found)]
     if open_ended:
         found |= _run(instrument(optimized, [(view, [Taps.range]) for view in open_ended]), graph, samples, threads)
-    return Statistics(grams=read_grams(graph, found), ranges=read_ranges(graph, found), means=read_means(graph, found))
+    return Statistics(
+        grams=read_grams(graph, found),
+        ranges=read_ranges(graph.activations, found),
+        wide_ranges=read_ranges(graph.wide, found),
+        means=read_means(graph, found),
+    )
 
 
 def batch_in_front(graph: PreparedGraph) -> bool:
@@ -47,22 +52,28 @@ def batch_in_front(graph: PreparedGraph) -> bool:
     return all(shapes.get(layer.output, (None,))[:1] in ((None,), (graph.batch,)) for layer in graph.layers)
 
 
-def exposed(graph: PreparedGraph, threads: int = 0) -> tuple[onnx.ModelProto, list[View], list[View]]:
-    """The graph as onnxruntime optimizes it, and how to read its layers' outputs and its activations there."""
+def exposed(graph: PreparedGraph, threads: int = 0) -> tuple[onnx.ModelProto, list[View], list[View], list[View]]:
+    """The graph as onnxruntime optimizes it, and how to read its layers' outputs, its activations and its wide tensors
+    there."""
     outputs = dict.fromkeys(layer.output for layer in graph.layers)
-    computed = dict.fromkeys([*outputs, *(name for name in graph.activations if name not in graph.input_names)])
+    tensors = [name for name in (*graph.activations, *graph.wide) if name not in graph.input_names]
+    computed = dict.fromkeys([*outputs, *tensors])
     optimized = optimize(graph.model, computed, threads)
     return (
         optimized.model,
         views(graph, outputs, optimized.blocked),
         views(graph, graph.activations, optimized.blocked),
+        views(graph, graph.wide, optimized.blocked),
     )
 
 
-def one_pass_model(model: onnx.ModelProto, layers: Sequence[View], activations: Sequence[View]) -> onnx.ModelProto:
-    """The model that returns the reductions of all layers and activations."""
-    grams = [(view, [Taps.gram]) for view in layers]
-    return instrument(model, grams + [(view, [Taps.mean, Taps.probed_range]) for view in activations])
+def one_pass_model(
+    model: onnx.ModelProto, layers: Sequence[View], activations: Sequence[View], wide: Sequence[View]
+) -> onnx.ModelProto:
+    """The model that returns the reductions of all layers, activations and wide tensors."""
+    points: list[tuple[View, list[Reduction]]] = [(view, [Taps.gram]) for view in layers]
+    points += [(view, [Taps.mean, Taps.probed_range]) for view in activations]
+    return instrument(model, points + [(view, [Taps.range]) for view in wide])
 
 
 def reaches_bounds(view: View, found: Results) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ Results = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """`grams` by layer name, `ranges` and `means` by tensor name, as `Capture` defines them."""
+    """`grams` by layer name, `ranges`, `wide_ranges` and `means` by tensor name, as `Capture` defines them."""
 
     grams: Mapping[str, Float64]
     ranges: Mapping[str, tuple[float, float]]
+    wide_ranges: Mapping[str, tuple[float, float]]
     means: Mapping[str, Float64]
 
 
@@ -29,11 +30,9 @@ def read_grams(graph: PreparedGraph, found: Results) -> dict[str, Float64]:
     return {layer.name: found[tap("gram", layer.output)].astype(np.float64) for layer in graph.layers}
 
 
-def read_ranges(graph: PreparedGraph, found: Results) -> dict[str, tuple[float, float]]:
-    """(min, max) per activation, from the outputs of an instrumented graph."""
-    return {
-        name: (float(found[tap("min", name)].min()), float(found[tap("max", name)].max())) for name in graph.activations
-    }
+def read_ranges(tensors: Iterable[str], found: Results) -> dict[str, tuple[float, float]]:
+    """(min, max) per tensor, from the outputs of an instrumented graph."""
+    return {name: (float(found[tap("min", name)].min()), float(found[tap("max", name)].max())) for name in tensors}
 
 
 def read_means(graph: PreparedGraph, found: Results) -> dict[str, Float64]:

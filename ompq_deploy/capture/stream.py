@@ -16,10 +16,10 @@ import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64, PreparedGraph, Samples
-from ompq_deploy.capture.instrument import instrument, views
+from ompq_deploy.capture.instrument import Reduction, instrument, views
 from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.capture.statistics import Statistics, read_means, read_ranges
-from ompq_deploy.capture.taps import Taps, tap
+from ompq_deploy.capture.taps import Taps, View, tap
 from ompq_deploy.errors import BadInput
 
 MEMORY_LIMIT = 512 << 20
@@ -34,13 +34,16 @@ def run_streamed(graph: PreparedGraph, samples: Samples, threads: int, limit: in
     feeds = [{name: feed[name] for name in graph.input_names} for feed in samples.batches(batch)]
     outputs = list(dict.fromkeys(layer.output for layer in graph.layers))
     ranges, means, shapes = _reduce(graph, outputs, feeds, threads)
+    wide = {name: ranges.pop(name) for name in graph.wide}
     _refuse_mixed_batches(shapes, batch, graph)
     row_bytes = {name: 4 * int(np.prod(shape)) // batch for name, shape in shapes.items()}
     grams: dict[str, Float64] = {}
     for group in groups_below(limit, {name: size * len(samples) for name, size in row_bytes.items()}):
         rows = _fetch(graph, group, feeds, threads)
         grams |= {name: gram_matrix(rows.pop(name)) for name in group}
-    return Statistics(grams={layer.name: grams[layer.output] for layer in graph.layers}, ranges=ranges, means=means)
+    return Statistics(
+        grams={layer.name: grams[layer.output] for layer in graph.layers}, ranges=ranges, wide_ranges=wide, means=means
+    )
 
 
 def gram_matrix(x: Float32) -> Float64:
@@ -68,19 +71,19 @@ def groups_below(limit: int, sizes: Mapping[str, int]) -> list[list[str]]:
 def _reduce(
     graph: PreparedGraph, outputs: Sequence[str], feeds: Sequence[Feed], threads: int
 ) -> tuple[dict[str, tuple[float, float]], dict[str, Float64], dict[str, tuple[int, ...]]]:
-    """Ranges and means of the activations over all feeds, and the shapes of `outputs` for one feed."""
-    model = instrument(
-        graph.model,
-        [(view, [Taps.mean, Taps.range]) for view in views(graph, graph.activations, {})]
-        + [(view, [Taps.shape]) for view in views(graph, outputs, {})],
-    )
+    """Over all feeds the ranges of all tensors with a grid and the means of the activations; for one feed the shapes of
+    `outputs`."""
+    points: list[tuple[View, list[Reduction]]] = []
+    points += [(view, [Taps.mean, Taps.range]) for view in views(graph, graph.activations, {})]
+    points += [(view, [Taps.range]) for view in views(graph, graph.wide, {})]
+    points += [(view, [Taps.shape]) for view in views(graph, outputs, {})]
+    model = instrument(graph.model, points)
     names = [value.name for value in model.graph.output]
     session = start(model, session_options(threads))
     runs = [dict(zip(names, session.run(names, feed), strict=True)) for feed in feeds]
-    found = [read_ranges(graph, run) for run in runs]
-    ranges = {
-        name: (min(run[name][0] for run in found), max(run[name][1] for run in found)) for name in graph.activations
-    }
+    tensors = (*graph.activations, *graph.wide)
+    found = [read_ranges(tensors, run) for run in runs]
+    ranges = {name: (min(run[name][0] for run in found), max(run[name][1] for run in found)) for name in tensors}
     per_run = [read_means(graph, run) for run in runs]
     means = {name: np.mean([run[name] for run in per_run], axis=0) for name in graph.activations}
     return ranges, means, {name: tuple(runs[0][tap("shape", name)]) for name in outputs}

@@ -2,10 +2,11 @@
 
 Every tensor t of `graph.activations` becomes
 
-    t -> QuantizeLinear -> t_q (uint8, zero-point 128) -> DequantizeLinear -> t_d -> readers
+    t -> QuantizeLinear -> t_q (uint8, its own zero-point) -> DequantizeLinear -> t_d -> readers
 
-An int8 activation with zero-point 0 is stored as uint8 with zero-point 128: the same integers, for which
-onnxruntime has much faster kernels. Weights and int32 biases go through DequantizeLinear per channel; a bias
+A symmetric grid, int8 with zero-point 0, is stored as uint8 with zero-point 128: the same integers, for which
+onnxruntime has much faster kernels. Every tensor has a zero-point initializer of its own, shared or not, so that the
+size of the file does not depend on the grids. Weights and int32 biases go through DequantizeLinear per channel; a bias
 grid is the product of the input's and the weight's scales, computed in the graph to save file bytes.
 """
 
@@ -17,13 +18,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ompq_deploy.artifacts import Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.export import storage
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.placement import layer_grid
 
-ZERO_POINT = "z"
 PRODUCER = "ompq-deploy"
 
 
@@ -32,7 +32,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
     graph = quantized.graph
     index = GraphIndex(graph.model)
     by_node = {node: layer for layer in quantized.layers for node in layer.layer.nodes}
-    writer = _Writer(QdqNames(graph), {name: grid.scale for name, grid in quantized.grids.items()})
+    writer = _Writer(QdqNames(graph), quantized.grids)
     names = writer.names
 
     for layer in quantized.layers:
@@ -48,6 +48,8 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
             layer = by_node[node.name]
             copy.input[1] = names.dequantized(layer.layer.weight)
             grid = layer_grid(index, graph.activations, node.input[0])
+            if grid != node.input[0] and index.producer[node.input[0]].op_type == "Flatten":
+                copy.input[0] = writer.repeat_grid(node.input[0], grid)
             writer.add_layer(copy, layer, grid)
         else:
             copy.name = f"n{position}"
@@ -107,25 +109,42 @@ FRAMING_SLACK = 8
 class _Writer:
     """Collects what the new graph consists of, in order."""
 
-    def __init__(self, names: QdqNames, scales: Mapping[str, float]) -> None:
+    def __init__(self, names: QdqNames, grids: Mapping[str, Grid]) -> None:
         self.names = names
-        self.scales = scales
+        self.grids = grids
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers = [numpy_helper.from_array(np.array(128, np.uint8), ZERO_POINT)]
+        self.initializers: list[onnx.TensorProto] = []
+        self._paired: set[str] = set()
 
     def read(self, name: str) -> str:
         """What a node reads in place of a tensor of the prepared graph."""
-        return self.names.dequantized(name) if name in self.scales else self.names.tensor(name)
+        return self.names.dequantized(name) if name in self.grids else self.names.tensor(name)
 
     def put_on_grid(self, name: str) -> None:
-        """Follow an activation that has a scale with its Q/DQ pair."""
-        if name not in self.scales:
+        """Follow an activation that has a grid with its Q/DQ pair."""
+        if name not in self.grids:
             return
-        tensor, scale = self.names.tensor(name), self.names.scale(name)
+        grid, scale, zero_point = self.grids[name], self.names.scale(name), self.names.zero_point(name)
+        self.initializers.append(numpy_helper.from_array(np.array(grid.scale, np.float32), scale))
+        self.initializers.append(numpy_helper.from_array(np.array(grid.zero_point, np.uint8), zero_point))
+        self._add_pair(name, name)
+
+    def repeat_grid(self, name: str, grid: str) -> str:
+        """A tensor whose values were moved from the one named `grid`, behind a Q/DQ pair of its own.
+
+        The pair changes no value, but onnxruntime computes a layer in integers only where its input comes from one. It
+        carries the pair behind Reshape and Transpose by itself, and not behind Flatten.
+        """
+        if self.names.dequantized(name) not in self._paired:
+            self._add_pair(name, grid)
+        return self.names.dequantized(name)
+
+    def _add_pair(self, name: str, grid: str) -> None:
+        steps = [self.names.scale(grid), self.names.zero_point(grid)]
         integers, real = self.names.quantized(name), self.names.dequantized(name)
-        self.initializers.append(numpy_helper.from_array(np.array(self.scales[name], np.float32), scale))
-        self.nodes.append(helper.make_node("QuantizeLinear", [tensor, scale, ZERO_POINT], [integers]))
-        self.nodes.append(helper.make_node("DequantizeLinear", [integers, scale, ZERO_POINT], [real]))
+        self.nodes.append(helper.make_node("QuantizeLinear", [self.names.tensor(name), *steps], [integers]))
+        self.nodes.append(helper.make_node("DequantizeLinear", [integers, *steps], [real]))
+        self._paired.add(real)
 
     def store_weight(self, layer: QuantizedLayer) -> None:
         """The codes, the scale and the DequantizeLinear of one weight."""
@@ -155,9 +174,9 @@ class _Writer:
             return
         del node.input[2:]
         node.input.append(f"{name}_d")
-        self.initializers.append(numpy_helper.from_array(layer.bias_codes(node.name, self.scales[grid]), name))
+        self.initializers.append(numpy_helper.from_array(layer.bias_codes(node.name, self.grids[grid].scale), name))
         if node.op_type == "ConvTranspose" and layer.layer.groups > 1:
-            scale = layer.bias_scale(self.scales[grid])
+            scale = layer.bias_scale(self.grids[grid].scale)
             self.initializers.append(numpy_helper.from_array(scale, f"{name}_s"))
         else:
             factors = [self.names.scale(grid), self.names.scale(layer.layer.weight)]

@@ -1,9 +1,9 @@
 """Short names for the Q/DQ file, where every byte counts against the budget.
 
 Exporters write tensor names such as `/layer1/layer1.0/conv1/Conv_output_0`, and a Q/DQ model repeats each about ten
-times. Here they become `t12`, weights `w3`, other constants `c5`, biases `b3`, numbered by their place in the prepared
-graph, and nodes `n7`, since onnxruntime's fusions need them named. Graph inputs and outputs and the nodes of layers
-keep the names people know.
+times. Here they become `t12`, weights `w3`, other constants `c5`, biases `b3`, zero-points `z2`, numbered by their
+place in the prepared graph, and nodes `n7`, since onnxruntime's fusions need them named. Graph inputs and outputs and
+the nodes of layers keep the names people know.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class QdqNames:
         self._tensors |= {name: name for name in kept}
         nodes = [node for layer in graph.layers for node in layer.nodes]
         self._biases = {node: f"b{i}" for i, node in enumerate(nodes)}
+        self._zero_points = {name: f"z{i}" for i, name in enumerate(graph.activations)}
 
     def tensor(self, name: str) -> str:
         """A tensor of the prepared graph; "" stays the mark of an absent input."""
@@ -41,6 +42,10 @@ class QdqNames:
     def scale(self, name: str) -> str:
         """The scale of an activation or a weight."""
         return f"{self.tensor(name)}_s"
+
+    def zero_point(self, name: str) -> str:
+        """The zero-point of an activation."""
+        return self._zero_points[name]
 
     def bias(self, node: str) -> str:
         """The bias of one node of a layer."""

@@ -9,10 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ompq_deploy.artifacts import BitPlan, Grid, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import BitPlan, Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.export.storage import needs_function
+from ompq_deploy.export.storage import needs_function, store_codes
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import unpack_bits
 from ompq_deploy.placement import layer_grid
@@ -30,12 +30,16 @@ def read_qdq(model: onnx.ModelProto, graph: PreparedGraph, plan: BitPlan) -> Qua
         return numpy_helper.to_array(stored[name])
 
     index, names = GraphIndex(graph.model), QdqNames(graph)
-    scales = {name: float(value(names.scale(name))) for name in graph.activations}
+    grids = {
+        name: Grid(scale=float(value(names.scale(name))), zero_point=int(value(names.zero_point(name))))
+        for name in graph.activations
+    }
     bits = plan.bits()
     layers = []
     for layer in graph.layers:
         width = bits[layer.name]
         raw = value(names.tensor(layer.weight))
+        _check_stored(layer, width, stored[names.tensor(layer.weight)])
         codes = unpack_bits(raw, width, layer.numel) if needs_function(width) else raw.astype(np.int8)
         unbiased = QuantizedLayer(
             layer=layer,
@@ -48,9 +52,20 @@ def read_qdq(model: onnx.ModelProto, graph: PreparedGraph, plan: BitPlan) -> Qua
         for node, tensor in zip(layer.nodes, layer.inputs, strict=True):
             if names.bias(node) in stored:
                 grid = layer_grid(index, graph.activations, tensor)
-                biases[node] = _real_bias(value(names.bias(node)), unbiased.bias_scale(scales[grid]))
+                biases[node] = _real_bias(value(names.bias(node)), unbiased.bias_scale(grids[grid].scale))
         layers.append(replace(unbiased, biases=biases))
-    return QuantizedGraph(graph=graph, layers=tuple(layers), grids={name: Grid(scale=s) for name, s in scales.items()})
+    return QuantizedGraph(graph=graph, layers=tuple(layers), grids=grids)
+
+
+def _check_stored(layer: Layer, bits: int, tensor: onnx.TensorProto) -> None:
+    """Raise BadInput where a weight is not stored as the plan's width and the model's shape ask for."""
+    expected = store_codes(np.zeros(layer.shape, np.int8), bits, tensor.name)[0][0]
+    if (tensor.data_type, list(tensor.dims)) != (expected.data_type, list(expected.dims)):
+        raise BadInput(
+            f"the weight of {layer.name!r} is not stored as {bits}-bit codes of shape {layer.shape}",
+            where="model.qdq.onnx",
+            fix="give the plan.json and the float model that the file was made from",
+        )
 
 
 def _real_bias(stored: NDArray, scale: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -22,12 +23,13 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
-from ompq_deploy.quantize.activations import METHODS, activation_scales
+from ompq_deploy.quantize.activations import METHODS, activation_grids
 from ompq_deploy.quantize.bias_correction import mean_output_error
 from ompq_deploy.quantize.biases import float_biases, least_scales
-from ompq_deploy.quantize.output_scales import output_scales
+from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.refine import RefineSettings, refine
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
+from ompq_deploy.wide_grids import wide_grids
 
 EFFORTS = ("quick", "default")
 """quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`)."""
@@ -35,14 +37,19 @@ EFFORTS = ("quick", "default")
 OUTPUT = "output"
 CALIBRATION_METHODS = (*METHODS, OUTPUT)
 
+SYMMETRIC_GRIDS = "symmetric"
+ACTIVATION_GRIDS = ("asymmetric", SYMMETRIC_GRIDS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
-    """How hard to work on the rounding, how activations are calibrated, whether biases absorb the mean error, and
-    whether the prepared graph's weights are balanced across layers beforehand (`passes/equalize.py`)."""
+    """How hard to work on the rounding, how activations are calibrated and on which kind of grid, whether biases absorb
+    the mean error, and whether the prepared graph's weights are balanced across layers beforehand
+    (`passes/equalize.py`)."""
 
     effort: str = "default"
     calibration_method: str = "mse"
+    activation_grid: str = "asymmetric"
     bias_correction: bool = True
     equalize: bool = False
 
@@ -59,35 +66,57 @@ def quantize(
 ) -> QuantizedGraph:
     """Codes, scales and biases for `plan`. Every effort but quick reads `samples`, those of the capture.
 
-    Raises BadInput for an unknown effort or calibration method, and where samples are missing.
+    Raises BadInput for an unknown effort, calibration method or kind of grid, and where samples are missing.
     """
     settings = settings or QuantizeSettings()
-    if settings.effort not in EFFORTS:
-        raise BadInput(
-            f"unknown effort {settings.effort!r}", where="--effort", fix=f"choose one of {', '.join(EFFORTS)}"
-        )
+    for flag, value, known in (
+        ("--effort", settings.effort, EFFORTS),
+        ("--activation-grid", settings.activation_grid, ACTIVATION_GRIDS),
+    ):
+        if value not in known:
+            raise BadInput(f"unknown choice {value!r}", where=flag, fix=f"choose one of {', '.join(known)}")
     if samples is None and (settings.effort != "quick" or settings.calibration_method == OUTPUT):
         raise BadInput(
             f"effort {settings.effort!r} with calibration method {settings.calibration_method!r} needs the samples",
             where="--effort",
             fix="give the calibration samples, or use quick and mse",
         )
-    if settings.calibration_method == OUTPUT and samples is not None:
-        candidates = [activation_scales(capture, method) for method in METHODS]
-        choices = {name: [scales[name] for scales in candidates] for name in capture.ranges}
-        grids = output_scales(graph, samples, choices, seed=seed, threads=threads)
-    else:
-        grids = activation_scales(capture, settings.calibration_method)
+    kinds = (True,) if settings.activation_grid == SYMMETRIC_GRIDS else (False, True)
+    grids, *others = _calibrated(graph, capture, settings.calibration_method, kinds, samples, seed, threads)
     if settings.effort == "quick" or samples is None:
         layers = _rounded(graph, capture, plan, grids, settings.bias_correction)
     else:
         refinement = RefineSettings(bias_correction=settings.bias_correction, seed=seed, threads=threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement)
-    return QuantizedGraph(graph=graph, layers=layers, grids={name: Grid(scale=s) for name, s in grids.items()})
+    return QuantizedGraph(
+        graph=graph,
+        layers=layers,
+        grids=grids,
+        calibrated_symmetric=others[0] if others else {},
+        wide_grids=wide_grids(capture.wide_ranges),
+    )
+
+
+def _calibrated(
+    graph: PreparedGraph,
+    capture: Capture,
+    method: str,
+    kinds: Sequence[bool],
+    samples: Samples | None,
+    seed: int,
+    threads: int,
+) -> list[dict[str, Grid]]:
+    """The grids of all activations, once for each of `kinds`: True is symmetric."""
+    if method != OUTPUT or samples is None:
+        return [activation_grids(capture, method, symmetric=kind) for kind in kinds]
+    families = [[activation_grids(capture, each, symmetric=kind) for each in METHODS] for kind in kinds]
+    errors = output_errors(graph, samples, list(chain.from_iterable(families)), seed=seed, threads=threads)
+    best = {name: error.reshape(len(kinds), -1).argmin(axis=1) for name, error in errors.items()}
+    return [{name: family[best[name][i]][name] for name in best} for i, family in enumerate(families)]
 
 
 def _rounded(
-    graph: PreparedGraph, capture: Capture, plan: BitPlan, grids: Mapping[str, float], bias_correction: bool
+    graph: PreparedGraph, capture: Capture, plan: BitPlan, grids: Mapping[str, Grid], bias_correction: bool
 ) -> tuple[QuantizedLayer, ...]:
     """Every layer rounded to nearest."""
     index = GraphIndex(graph.model)

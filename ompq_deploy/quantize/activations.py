@@ -1,130 +1,110 @@
-"""One symmetric int8 scale per activation tensor: s = T / 127, where T is the largest magnitude kept.
+"""One 8-bit grid per activation tensor, from what the capture saw of it.
 
-    minmax       T = max |x|
-    percentile   T = smallest bin edge below which 99.99 % of all |x| lie
-    mse          T = argmin_t  sum_k n_k (|x_k| - Q_t(|x_k|))^2,  Q_t(x) = (t/127) min(round(127 x / t), 127)
-    entropy      T = argmin_t  KL(P_t || Q_t)                     (Migacz, "8-bit inference with TensorRT", GTC 2017)
+    asymmetric   s = (b - a) / 255,  zero-point round(-a / s)      a = min(0, smallest kept),  b = max(0, largest kept)
+    symmetric    s = T / 127,        zero-point 128                T = largest magnitude kept
 
-n_k is the count and x_k the centre of histogram bin k. In `entropy`, P_t holds the bins below t with everything
-above t added to the last one; Q_t is the same bins merged into 128 levels, each level's count spread evenly over its
-occupied bins. The first bin, which ReLU fills with zeros that every scale represents exactly, is not compared.
+Zero is on every grid: padding, Relu and sparse inputs hold it exactly. A tensor that is nowhere negative has
+zero-point 0 and all 255 steps above zero. The methods differ in what they keep: `minmax` everything, the others what
+`clipping.py` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 
-from ompq_deploy.artifacts import Capture, Float64, Histogram
+from ompq_deploy.artifacts import LARGEST_SYMMETRIC, SYMMETRIC, Capture, Grid, Histogram
 from ompq_deploy.errors import BadInput
+from ompq_deploy.quantize import clipping
+from ompq_deploy.quantize.clipping import Ends
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
-LARGEST_CODE = 127
-PERCENTILE = 99.99
-LEVELS = 128
-"""Codes 0 to 127: the magnitudes int8 can hold."""
-BIN_STEP = 16
-"""Thresholds are tried at every 16th bin edge."""
-FLOOR = 1e-10
-"""Probability given to a bin that Q_t leaves empty."""
+STEPS = 255
 
 
-def activation_scales(capture: Capture, method: str) -> dict[str, float]:
-    """Scale of every captured activation tensor."""
+def activation_grids(capture: Capture, method: str, *, symmetric: bool = False) -> dict[str, Grid]:
+    """The grid of every captured activation tensor. Raises BadInput where one was not finite."""
+    for name, value_range in capture.ranges.items():
+        if not all(map(math.isfinite, value_range)):
+            raise BadInput(
+                f"the activation {name!r} lies in {value_range} on the calibration samples",
+                where="activation grids",
+                fix="check the samples and their preprocessing: the float model itself overflows on them",
+            )
     return {
-        name: activation_scale(value_range, capture.histograms.get(name), method)
+        name: activation_grid(value_range, capture.histograms.get(name), method, symmetric=symmetric)
         for name, value_range in capture.ranges.items()
     }
 
 
-def activation_scale(value_range: tuple[float, float], histogram: Histogram | None, method: str) -> float:
-    """The scale of one tensor, positive, and exact in float32.
+def activation_grid(
+    value_range: tuple[float, float], histogram: Histogram | None, method: str, *, symmetric: bool = False
+) -> Grid:
+    """The grid of one tensor.
 
-    `value_range` is (min, max). All methods but `minmax` need the histogram of |x|. A tensor that is always
-    zero gets scale 1, which represents it exactly.
+    `value_range` is (min, max). All methods but `minmax` need the histogram. A tensor that is always zero gets scale
+    1, which represents it exactly.
     """
     if method not in METHODS:
         raise BadInput(
-            f"unknown calibration method {method!r}", where="activation scales", fix=f"use one of {', '.join(METHODS)}"
+            f"unknown calibration method {method!r}", where="activation grids", fix=f"use one of {', '.join(METHODS)}"
         )
-    largest = max(abs(value_range[0]), abs(value_range[1]))
-    if largest == 0:
-        return 1.0
+    widest = min(value_range[0], 0.0), max(value_range[1], 0.0)
+    if widest == (0.0, 0.0):
+        return Grid(scale=1.0, zero_point=SYMMETRIC if symmetric else 0)
     if method == "minmax":
-        return _scale(largest)
+        return symmetric_grid(max(-widest[0], widest[1])) if symmetric else asymmetric_grid(*widest)
     if histogram is None:
         raise BadInput(
             f"calibration method {method!r} needs a histogram and none was captured",
-            where="activation scales",
+            where="activation grids",
             fix="capture with histograms=True, or use minmax",
         )
-    return _scale(min(THRESHOLDS[method](histogram), largest))
+    return _symmetric(histogram, widest, method) if symmetric else _asymmetric(histogram, widest, method)
 
 
-def percentile_threshold(histogram: Histogram) -> float:
-    """Smallest bin edge with at least `PERCENTILE` percent of the counts below it."""
-    below = np.cumsum(histogram.counts)
-    bins = int(np.searchsorted(below, below[-1] * (PERCENTILE / 100))) + 1
-    return bins * histogram.limit / histogram.counts.size
+def symmetric_grid(threshold: float) -> Grid:
+    """The grid that reaches from -`threshold` to `threshold`."""
+    return Grid(scale=_exact(threshold / LARGEST_SYMMETRIC))
 
 
-def mse_threshold(histogram: Histogram) -> float:
-    """The bin edge that minimizes the expected squared error of the histogram."""
-    edges = [bins * histogram.limit / histogram.counts.size for bins in _candidates(histogram)]
-    return min(edges, key=lambda edge: squared_error(histogram, edge))
+def asymmetric_grid(low: float, high: float) -> Grid:
+    """The grid that reaches from `low` <= 0 to `high` >= 0, up to half a step, one of them not zero."""
+    scale = _exact((high - low) / STEPS)
+    return Grid(scale=scale, zero_point=round(-low / scale) if high > 0 else STEPS)
 
 
-def squared_error(histogram: Histogram, threshold: float) -> float:
-    """sum_k n_k (x_k - Q_t(x_k))^2 over the bin centres x_k."""
-    centres = (np.arange(histogram.counts.size) + 0.5) * (histogram.limit / histogram.counts.size)
-    step = threshold / LARGEST_CODE
-    codes = np.minimum(np.rint(centres / step), LARGEST_CODE)
-    return float(histogram.counts @ np.square(centres - codes * step))
+def _symmetric(histogram: Histogram, widest: Ends, method: str) -> Grid:
+    thresholds = {
+        "percentile": lambda: clipping.percentile_threshold(histogram),
+        "mse": lambda: clipping.least_error_threshold(histogram, symmetric_grid),
+        "entropy": lambda: clipping.entropy_threshold(histogram, LARGEST_SYMMETRIC + 1),
+    }
+    return symmetric_grid(min(thresholds[method](), max(-widest[0], widest[1])))
 
 
-def entropy_threshold(histogram: Histogram) -> float:
-    """The bin edge at which 128 levels tell most about the distribution of the values."""
-    counts = histogram.counts.astype(np.float64)
-    counts[0] = 0
-    if not counts.any():
-        return histogram.limit
-    bins = min(_candidates(histogram), key=lambda bins: divergence(counts, bins))
-    return bins * histogram.limit / counts.size
+def _asymmetric(histogram: Histogram, widest: Ends, method: str) -> Grid:
+    if method == "mse":
+        return _least_error(histogram, widest)
+    if method == "percentile":
+        low, high = clipping.percentile_ends(histogram)
+    else:
+        high = clipping.entropy_threshold(histogram, asymmetric_grid(*widest).largest + 1)
+        low = -high
+    return asymmetric_grid(max(low, widest[0]), min(high, widest[1]))
 
 
-def divergence(counts: Float64, bins: int) -> float:
-    """KL(P || Q) when the first `bins` of all counts are kept."""
-    kept = counts[:bins]
-    if not kept.any():
-        return np.inf
-    p = kept.copy()
-    p[-1] += counts[bins:].sum()
-    level = np.arange(bins) * LEVELS // bins
-    total = np.bincount(level, kept, LEVELS)
-    occupied = np.bincount(level, kept > 0, LEVELS)
-    q = np.where(kept > 0, (total / np.maximum(occupied, 1))[level], 0)
-    return _divergence(p / p.sum(), np.maximum(q / q.sum(), FLOOR))
+def _least_error(histogram: Histogram, widest: Ends) -> Grid:
+    """The best grid between two ends, or that of the symmetric grid's scale where the search missed it."""
+    found = asymmetric_grid(*clipping.least_error_ends(histogram, widest, asymmetric_grid))
+    one_sided = 0.0 in widest
+    rival = Grid(
+        scale=_symmetric(histogram, widest, "mse").scale, zero_point=found.zero_point if one_sided else SYMMETRIC
+    )
+    return min(found, rival, key=lambda grid: clipping.squared_error(histogram, grid))
 
 
-def _divergence(p: Float64, q: Float64) -> float:
-    """sum_k p_k log(p_k / q_k), where 0 log 0 = 0."""
-    support = p > 0
-    return float(np.sum(p[support] * np.log(p[support] / q[support])))
-
-
-def _candidates(histogram: Histogram) -> range:
-    """Numbers of bins to keep: from 128 to all of them, largest first, so that ties keep the most."""
-    return range(histogram.counts.size, min(LEVELS, histogram.counts.size) - 1, -BIN_STEP)
-
-
-def _scale(threshold: float) -> float:
-    """T / 127 in float32, kept above zero for subnormal T."""
-    return float(np.maximum(np.float32(threshold / LARGEST_CODE), np.finfo(np.float32).tiny))
-
-
-THRESHOLDS: dict[str, Callable[[Histogram], float]] = {
-    "percentile": percentile_threshold,
-    "mse": mse_threshold,
-    "entropy": entropy_threshold,
-}
+def _exact(scale: float) -> float:
+    """A scale in float32, kept above zero for subnormal ranges."""
+    return float(np.maximum(np.float32(scale), np.finfo(np.float32).tiny))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ompq_deploy.artifacts import Float32, Layer
+from ompq_deploy.artifacts import Float32, Grid, Layer
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.placement import layer_grid
 
@@ -25,12 +25,12 @@ def float_biases(index: GraphIndex, layer: Layer) -> dict[str, Float32]:
     return biases
 
 
-def least_scales(index: GraphIndex, layer: Layer, biases: Mapping[str, Float32], grids: Mapping[str, float]) -> Float32:
+def least_scales(index: GraphIndex, layer: Layer, biases: Mapping[str, Float32], grids: Mapping[str, Grid]) -> Float32:
     """The smallest weight scale per channel, float32 (C,), at which every node's bias is an int32 below BIAS_LIMIT."""
     least = np.zeros(layer.channels, np.float32)
     for node, bias in biases.items():
         tensor = layer.inputs[layer.nodes.index(node)]
-        grid = grids[layer_grid(index, grids, tensor)]
+        step = grids[layer_grid(index, grids, tensor)].scale
         largest = np.abs(bias).reshape(-1, layer.channels).max(axis=0)
-        least = np.maximum(least, largest / (grid * BIAS_LIMIT))
+        least = np.maximum(least, largest / (step * BIAS_LIMIT))
     return least.astype(np.float32)

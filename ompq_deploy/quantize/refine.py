@@ -19,14 +19,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ompq_deploy.artifacts import Float32, Layer, PreparedGraph, QuantizedLayer, Samples
+from ompq_deploy.artifacts import Float32, Grid, Layer, PreparedGraph, QuantizedLayer, Samples
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize import columns, gptq
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
-from ompq_deploy.quantize.stream import ZERO_POINT, Head, Stream, pieces
+from ompq_deploy.quantize.stream import Head, Stream, pieces
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 DAMPING = 0.01
@@ -47,14 +47,14 @@ def refine(
     graph: PreparedGraph,
     samples: Samples,
     bits: Mapping[str, int],
-    scales: Mapping[str, float],
+    grids: Mapping[str, Grid],
     settings: RefineSettings,
 ) -> tuple[QuantizedLayer, ...]:
-    """The layers of `graph` at the widths `bits`, on the activation grids `scales`."""
+    """The layers of `graph` at the widths `bits`, on the activation grids `grids`."""
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
-    exact, quantized = (Stream(graph, samples, grids, settings.threads) for grids in ({}, scales))
+    exact, quantized = (Stream(graph, samples, simulated, settings.threads) for simulated in ({}, grids))
     done: dict[str, QuantizedLayer] = {}
     for piece in pieces(graph):
         layer = by_node.get(piece[0].name) if piece else None
@@ -63,33 +63,36 @@ def refine(
             quantized.step()
             continue
         node = piece[0]
-        moments = _measure(exact, quantized, layer, node, settings.seed)
+        moments = _measure(exact, quantized, layer, node, grids, settings.seed)
         q = done.get(layer.name)
         if q is None:
             biases = float_biases(index, layer)
-            least = least_scales(index, layer, biases, scales)
+            least = least_scales(index, layer, biases, grids)
             codes, scale = _round(layer, weights[layer.name], bits[layer.name], moments, biases, least, settings)
             q = QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases)
         if settings.bias_correction:
             q = replace(q, biases={**q.biases, node.name: _mean_matching_bias(q, moments)})
         done[layer.name] = q
-        quantized.step(head_of(node, q, scales[layer_grid(index, scales, node.input[0])]))
+        quantized.step(head_of(node, q, grids[layer_grid(index, grids, node.input[0])]))
     return tuple(done[layer.name] for layer in graph.layers)
 
 
-def _measure(exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProto, seed: int) -> Moments:
+def _measure(
+    exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProto, grids: Mapping[str, Grid], seed: int
+) -> Moments:
     """Moments of a node's quantized inputs and float outputs; takes the float stream one step further."""
     random = np.random.default_rng([seed, len(node.name), *node.name.encode()])
+    grid = grids.get(node.input[0])
     sums = Accumulator()
 
     def watch(batch: int, output: NDArray) -> None:
-        x, scale = quantized.value(batch, node.input[0])
+        x = quantized.value(batch, node.input[0])
         spread = len(quantized) * (len(output) if layer.op.startswith("Conv") else 1)
         positions = draw_positions(columns.output_positions(layer, output), MAX_POSITIONS // spread, random)
-        zero = ZERO_POINT if scale else 0
+        zero = 0 if grid is None else grid.zero_point
         inputs = columns.input_columns(layer, node, x, output.shape[2:], positions, zero)
-        if scale:
-            inputs = (inputs.astype(np.float32) - ZERO_POINT) * np.float32(scale)
+        if grid is not None:
+            inputs = (inputs.astype(np.float32) - zero) * np.float32(grid.scale)
         sums.add(inputs, columns.output_rows(layer, output, positions))
 
     exact.step(tap=node.output[0], watch=watch)
@@ -128,9 +131,9 @@ def _mean_matching_bias(q: QuantizedLayer, moments: Moments) -> Float32:
     return (moments.output_mean - mean).reshape(-1).astype(np.float32)
 
 
-def head_of(node: onnx.NodeProto, q: QuantizedLayer, grid: float) -> Head:
-    """A node of a layer with the values that its integers stand for, the bias on its int32 grid; `grid` is the scale of
-    the node's input. MatMul has no bias input and gets an Add, which stays in floating point."""
+def head_of(node: onnx.NodeProto, q: QuantizedLayer, grid: Grid) -> Head:
+    """A node of a layer with the values that its integers stand for, the bias on its int32 grid; `grid` is that of the
+    node's input. MatMul has no bias input and gets an Add, which stays in floating point."""
     weight_name, bias_name = f"{node.name}:weight", f"{node.name}:bias"
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
@@ -144,7 +147,7 @@ def head_of(node: onnx.NodeProto, q: QuantizedLayer, grid: float) -> Head:
         return Head(nodes=(copy, add), constants={weight_name: _values(q), bias_name: bias})
     del copy.input[2:]
     copy.input.append(bias_name)
-    stored = (q.bias_codes(node.name, grid) * q.bias_scale(grid)).astype(np.float32)
+    stored = (q.bias_codes(node.name, grid.scale) * q.bias_scale(grid.scale)).astype(np.float32)
     return Head(nodes=(copy,), constants={weight_name: _values(q), bias_name: stored})
 
 

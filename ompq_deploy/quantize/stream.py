@@ -2,7 +2,7 @@
 
 The graph is cut in front of every layer. Between two cuts live only the tensors that are still to be read, for all
 samples; a step feeds them through the next piece with onnxruntime. A whole walk costs about one pass of the network.
-Tensors on an integer grid are carried as their uint8 codes (zero-point 128) where the stream simulates quantization.
+Tensors on an integer grid are carried as their uint8 codes where the stream simulates quantization.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ompq_deploy.artifacts import PreparedGraph, Samples
+from ompq_deploy.artifacts import Grid, PreparedGraph, Samples
 from ompq_deploy.graph_index import GraphIndex
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Samples fed at a time where the batch axis is free."""
-ZERO_POINT = 128
 ERRORS_ONLY = 3
 
 KEEP_FLOAT_WEIGHTS = ("session.disable_quant_qdq", "1")
@@ -56,14 +55,14 @@ def pieces(graph: PreparedGraph) -> list[list[onnx.NodeProto]]:
 
 
 class Stream:
-    """All samples between two pieces. `scales` are the grids to simulate; empty for the float network."""
+    """All samples between two pieces. `grids` are the grids to simulate; empty for the float network."""
 
-    def __init__(self, graph: PreparedGraph, samples: Samples, scales: Mapping[str, float], threads: int) -> None:
+    def __init__(self, graph: PreparedGraph, samples: Samples, grids: Mapping[str, Grid], threads: int) -> None:
         self._graph = graph
         self._index = GraphIndex(graph.model)
         self._pieces = pieces(graph)
         self._next = 0
-        self._scales = scales
+        self._grids = grids
         self._threads = threads
         self._last_read = {name: i for i, piece in enumerate(self._pieces) for node in piece for name in reads(node)}
         self._batches: list[dict[str, NDArray]] = []
@@ -74,9 +73,9 @@ class Stream:
         """How many batches there are."""
         return len(self._batches)
 
-    def value(self, batch: int, tensor: str) -> tuple[NDArray, float]:
-        """A tensor in front of the next piece and its scale, which is 0 where the values are not codes."""
-        return self._batches[batch][tensor], self._scales.get(tensor, 0.0)
+    def value(self, batch: int, tensor: str) -> NDArray:
+        """A tensor in front of the next piece: its codes where the stream simulates its grid."""
+        return self._batches[batch][tensor]
 
     def step(self, head: Head | None = None, tap: str = "", watch: Watch | None = None) -> None:
         """Feed every batch through the next piece; `head` stands in for its first node.
@@ -115,7 +114,7 @@ class Stream:
                 continue
             elem = helper.np_dtype_to_tensor_dtype(self._batches[0][name].dtype)
             inputs.append(helper.make_tensor_value_info(self._fed(name), elem, None))
-            if name in self._scales:
+            if name in self._grids:
                 nodes.append(
                     helper.make_node("DequantizeLinear", [self._fed(name), *self._grid(name, constants)], [name])
                 )
@@ -135,7 +134,7 @@ class Stream:
         copy.CopyFrom(node)
         result = [copy]
         for position, name in enumerate(node.output):
-            if name in self._scales:
+            if name in self._grids:
                 copy.output[position] = self._raw(name)
                 grid = self._grid(name, constants)
                 result.append(helper.make_node("QuantizeLinear", [self._raw(name), *grid], [self._fed(name)]))
@@ -145,22 +144,21 @@ class Stream:
     def _grid(self, tensor: str, constants: dict[str, onnx.TensorProto]) -> tuple[str, str]:
         """Names of the scale and zero-point of a tensor."""
         scale, zero_point = f"{tensor}{CODES}_scale", f"{tensor}{CODES}_zero_point"
-        constants[scale] = numpy_helper.from_array(np.array(self._scales[tensor], np.float32), scale)
-        constants[zero_point] = numpy_helper.from_array(np.array(ZERO_POINT, np.uint8), zero_point)
+        constants[scale] = numpy_helper.from_array(np.array(self._grids[tensor].scale, np.float32), scale)
+        constants[zero_point] = numpy_helper.from_array(np.array(self._grids[tensor].zero_point, np.uint8), zero_point)
         return scale, zero_point
 
     def _fed(self, tensor: str) -> str:
         """The name under which a tensor enters or leaves a piece."""
-        return f"{tensor}{CODES}" if tensor in self._scales else tensor
+        return f"{tensor}{CODES}" if tensor in self._grids else tensor
 
     def _raw(self, tensor: str) -> str:
         """The name of a tensor before it is put on its grid."""
-        return f"{tensor}{RAW}" if tensor in self._scales else tensor
+        return f"{tensor}{RAW}" if tensor in self._grids else tensor
 
     def _codes(self, tensor: str, value: NDArray) -> NDArray:
-        if tensor not in self._scales:
-            return value
-        return np.clip(np.rint(value / np.float32(self._scales[tensor])) + ZERO_POINT, 0, 255).astype(np.uint8)
+        grid = self._grids.get(tensor)
+        return value if grid is None else (grid.steps(value) + grid.zero_point).astype(np.uint8)
 
 
 def reads(node: onnx.NodeProto) -> set[str]:

@@ -1,67 +1,165 @@
-"""Lower Add, Relu and Clip on integer tensors, and Concat.
+"""Lower sums, clamps, affine functions and products of integer tensors, and Concat.
 
-q = clip((sum_k x_k M_k + constant + 2^(shift-1)) >> shift, low, high),   M_k / 2^shift ~ s_k / s_out
+q = clip((sum_k x_k M_k + constant + 2^(shift-1)) >> shift, low, high),   M_k / 2^shift ~ factor_k s_k / s_out
+q = clip((x y M + 2^(shift-1)) >> shift, low, high),                      M / 2^shift ~ s_x s_y / s_out
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from dataclasses import dataclass
 
+import numpy as np
+import onnx
+
+from ompq_deploy.artifacts import Float64, Grid
 from ompq_deploy.export.integer.coverage import NotCovered
-from ompq_deploy.export.integer.groups import Group
-from ompq_deploy.export.integer.program import Int64, IntegerConcat, IntegerSum, Requantize
-from ompq_deploy.export.integer.rescale import (
-    HIGHEST,
-    LARGEST,
-    LOWEST,
-    clamp_codes,
-    requantize,
-    share_shift,
-    shift_clamp,
+from ompq_deploy.export.integer.program import (
+    IntegerConcat,
+    IntegerProduct,
+    IntegerSum,
+    Operation,
+    Requantize,
 )
+from ompq_deploy.export.integer.rescale import clamp_codes, requantize, share_shift, shift_clamp, sum_steps
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
+from ompq_deploy.groups import Group
+from ompq_deploy.numerics import along_axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """sum_k factors[k] inputs[k] + constant, in real numbers; factors and constant broadcast against the inputs."""
+
+    inputs: tuple[str, ...]
+    factors: tuple[Float64 | float, ...]
+    constant: Float64 | float = 0.0
 
 
 def lower_sum(scope: Scope, group: Group) -> IntegerSum:
     """Add of integer tensors and a constant, Relu or Clip after it; or Relu or Clip by itself."""
-    inputs = group.reads
-    scale_out = scope.grids[group.output]
-    multipliers, shift = share_shift([scope.scale(name) / scale_out for name in inputs])
-    constant = _constant(scope, group, scale_out, shift)
-    terms = [(multiplier, LARGEST) for multiplier in multipliers]
-    clamp = clamp_codes(group.low, group.high, scale_out)
+    constant = _real(scope, group.constant) if group.constant else 0.0
+    affine = Affine(inputs=group.reads, factors=(1.0,) * len(group.reads), constant=constant)
+    return affine_sum(scope, affine, group.head.name, group.output, group.low, group.high)
+
+
+def lower_arithmetic(scope: Scope, group: Group) -> Operation:
+    """Sub, Mul and Div of two integer tensors, or of one and a constant."""
+    node = group.head
+    constants = [name for name in node.input if scope.index.is_constant(name)]
+    if not constants:
+        if node.op_type == "Mul":
+            return _product(scope, group)
+        if node.op_type == "Div":
+            raise NotCovered(node, "its divisor is computed")
+        affine = Affine(inputs=group.inputs, factors=(1.0, -1.0))
+    else:
+        affine = _with_constant(node, group.inputs[0], _real(scope, constants[0]))
+    return affine_sum(scope, affine, node.name, group.output)
+
+
+def lower_batch_norm(scope: Scope, group: Group) -> IntegerSum:
+    """BatchNormalization that no layer could absorb: (x - mean) gamma / sqrt(var + epsilon) + beta per channel."""
+    node = group.head
+    rank = len(scope.shape(node))
+    gamma, beta, mean, variance = (along_axis(_real(scope, name), rank - 1, 0) for name in node.input[1:5])
+    factor = gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    affine = Affine(inputs=group.inputs, factors=(factor,), constant=beta - mean * factor)
+    return affine_sum(scope, affine, node.name, group.output)
+
+
+def lower_prelu(scope: Scope, group: Group) -> tuple[Operation, ...]:
+    """PRelu with a slope per channel: what is above zero and what is below, each with its own factor."""
+    x, node = group.inputs[0], group.head
+    parts = f"{group.output}_above", f"{group.output}_below"
+    grid = scope.grid(x)
+    split = tuple(
+        affine_sum(scope, Affine(inputs=(x,), factors=(1.0,)), node.name, part, *ends, out=grid)
+        for part, ends in zip(parts, ((0.0, math.inf), (-math.inf, 0.0)), strict=True)
+    )
+    inner = scope.with_grids(dict.fromkeys(parts, grid))
+    affine = Affine(inputs=parts, factors=(1.0, _real(scope, node.input[1])))
+    return (*split, affine_sum(inner, affine, node.name, group.output))
+
+
+def affine_sum(
+    scope: Scope,
+    affine: Affine,
+    name: str,
+    output: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    out: Grid | None = None,
+) -> IntegerSum:
+    """An affine function, then a clamp, on the grid of `output`, or `out`."""
+    grid_out = out or scope.grids[output]
+    grids = [scope.grid(tensor) for tensor in affine.inputs]
+    ratios = [factor * grid.scale / grid_out.scale for factor, grid in zip(affine.factors, grids, strict=True)]
+    bounds = [grid.largest for grid in grids]
+    reached = sum_steps(ratios, bounds)
+    enough = grid_out.largest + reached
+    constant = np.clip(np.asarray(affine.constant) / grid_out.scale, -enough, enough)
+    multipliers, shift = share_shift(ratios, reached + np.abs(constant))
+    added = np.rint(np.ldexp(constant, np.asarray(shift, np.int32))).astype(np.int64)
+    terms = zip(multipliers, bounds, strict=True)
     return IntegerSum(
-        name=group.head.name,
-        inputs=inputs,
+        name=name,
+        inputs=affine.inputs,
         multipliers=multipliers,
-        constant=constant,
-        output=group.output,
-        clamp=shift_clamp(group.head.name, terms, shift, clamp, constant),
+        constant=added,
+        output=output,
+        clamp=shift_clamp(name, terms, shift, clamp_codes(low, high, grid_out), added),
     )
 
 
 def lower_concat(scope: Scope, group: Group) -> IntegerConcat:
     """Concat, every input on the output's grid."""
-    if any(scope.index.is_constant(name) for name in group.head.input):
-        raise NotCovered(group.head, "it concatenates a constant")
     return IntegerConcat(
         name=group.head.name,
         inputs=group.inputs,
-        rescales=tuple(_rescale(scope, name, scope.grids[group.output]) for name in group.inputs),
+        rescales=tuple(rescale(scope, group.head.name, name, scope.grids[group.output]) for name in group.inputs),
         output=group.output,
         axis=attributes(group.head)["axis"],
     )
 
 
-def _rescale(scope: Scope, name: str, scale_out: float) -> Requantize | None:
-    scale = scope.scale(name)
-    return None if scale == scale_out else requantize(name, scale / scale_out, LARGEST, (LOWEST, HIGHEST))
+def rescale(scope: Scope, name: str, tensor: str, out: Grid) -> Requantize | None:
+    """What brings an integer tensor to the grid `out`; None where it lies there."""
+    grid = scope.grid(tensor)
+    return None if grid == out else requantize(name, grid.scale / out.scale, grid.largest, (out.low, out.high))
 
 
-def _constant(scope: Scope, group: Group, scale_out: float, shift: Int64) -> Int64:
-    """The added constant in units of 2^-shift output steps; beyond +-512 steps the clamp hides the rest."""
-    if not group.constant:
-        return np.zeros((), np.int64)
-    steps = np.clip(scope.index.constant(group.constant).astype(np.float64) / scale_out, -512, 512)
-    return np.rint(np.ldexp(steps, np.asarray(shift, np.int32))).astype(np.int64)
+def rescaled(scope: Scope, name: str, tensor: str, grid: Grid, output: str) -> IntegerSum:
+    """A tensor that lies on `grid` brought to the grid of `output`."""
+    inner = scope.with_grids({tensor: grid})
+    return affine_sum(inner, Affine(inputs=(tensor,), factors=(1.0,)), name, output)
+
+
+def _with_constant(node: onnx.NodeProto, variable: str, value: Float64) -> Affine:
+    """Sub, Mul or Div of a tensor and a constant."""
+    first = node.input[0] == variable
+    if node.op_type == "Mul":
+        return Affine(inputs=(variable,), factors=(value,))
+    if node.op_type == "Sub":
+        return Affine(inputs=(variable,), factors=(1.0 if first else -1.0,), constant=-value if first else value)
+    if not first:
+        raise NotCovered(node, "its divisor is computed")
+    return Affine(inputs=(variable,), factors=(1 / value,))
+
+
+def _product(scope: Scope, group: Group) -> IntegerProduct:
+    left, right = (scope.grid(name) for name in group.inputs)
+    out = scope.grids[group.output]
+    ratio = left.scale * right.scale / out.scale
+    return IntegerProduct(
+        name=group.head.name,
+        inputs=(group.inputs[0], group.inputs[1]),
+        output=group.output,
+        requantize=requantize(group.head.name, ratio, left.largest * right.largest, (out.low, out.high)),
+    )
+
+
+def _real(scope: Scope, constant: str) -> Float64:
+    return scope.index.constant(constant).astype(np.float64)

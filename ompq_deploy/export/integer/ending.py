@@ -1,4 +1,4 @@
-"""Where the integers end: from the graph outputs back to the int8 tensors and accumulators they come from."""
+"""Where the integers end: from the graph outputs back to the integer tensors and accumulators they come from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import numpy as np
 import onnx
 
 from ompq_deploy.export.integer.coverage import NotCovered, Uncoveredness
-from ompq_deploy.export.integer.linear import accumulator_scale, is_per_channel, lower_accumulator
-from ompq_deploy.export.integer.program import Dequantize, IntegerConv, IntegerMatMul
+from ompq_deploy.export.integer.linear import (
+    CONVOLUTIONS,
+    Linear,
+    accumulator_scale,
+    is_per_channel,
+    lower_accumulator,
+)
+from ompq_deploy.export.integer.program import Dequantize
 from ompq_deploy.export.integer.scope import Scope
 
 
@@ -17,14 +23,14 @@ from ompq_deploy.export.integer.scope import Scope
 class Ending:
     """The layers whose accumulators are dequantized, all dequantized tensors, and the float nodes after them."""
 
-    operations: tuple[IntegerConv | IntegerMatMul, ...]
+    operations: tuple[Linear, ...]
     dequantized: tuple[Dequantize, ...]
     tail: tuple[onnx.NodeProto, ...]
 
 
 def end_integers(scope: Scope, moves: list[str], uncovered: Uncoveredness) -> Ending:
     """The ending of a program; nodes that cannot be in a tail are added to `uncovered`."""
-    operations: list[IntegerConv | IntegerMatMul] = []
+    operations: list[Linear] = []
     dequantized: list[Dequantize] = []
     tail: set[str] = set()
     reached: set[str] = set()
@@ -36,7 +42,7 @@ def end_integers(scope: Scope, moves: list[str], uncovered: Uncoveredness) -> En
         reached.add(name)
         node = scope.index.producer.get(name)
         if name in scope.grids or name in moves:
-            scale = np.asarray(scope.scale(name), np.float32)
+            scale = np.asarray(scope.grid(name).scale, np.float32)
             dequantized.append(Dequantize(tensor=name, from_accumulator=False, scale=scale, axis=0))
             continue
         if node is None:
@@ -46,12 +52,12 @@ def end_integers(scope: Scope, moves: list[str], uncovered: Uncoveredness) -> En
             tail.add(node.name)
             _check_tail(scope, node, uncovered)
             wanted += scope.index.activation_inputs(node)
-        elif scope.on_grid(layer.input[0]) and layer.op_type != "ConvTranspose":
+        elif scope.on_grid(layer.input[0]):
             try:
-                operations.append(lower_accumulator(scope, layer, constant, name))
+                operations += lower_accumulator(scope, layer, constant, name)
             except NotCovered as refusal:
                 uncovered[refusal.uncovered.name] = refusal.uncovered
-            axis = 1 if layer.op_type == "Conv" else -1
+            axis = 1 if layer.op_type in CONVOLUTIONS else -1
             scales = accumulator_scale(scope, layer)
             dequantized.append(Dequantize(tensor=name, from_accumulator=True, scale=scales, axis=axis))
     return Ending(

@@ -41,6 +41,36 @@ def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) ->
     return window
 
 
+def transposed_window(
+    index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]
+) -> tuple[Window, tuple[int, ...], tuple[int, ...]]:
+    """The convolution that a ConvTranspose is on its input with zeros inserted: its window, the strides at which the
+    input's elements stand, and the input's channels and spatial sizes.
+
+    begin = dilation (kernel - 1) - pad,   end = dilation (kernel - 1) - pad + output_padding
+    """
+    settings = attributes(node)
+    rank = len(kernel)
+    sizes = spatial_sizes(index, node, "ConvTranspose")
+    strides = tuple(settings.get("strides", [1] * rank))
+    dilations = tuple(settings.get("dilations", [1] * rank))
+    extra = settings.get("output_padding", [0] * rank)
+    spans = [dilation * (length - 1) for dilation, length in zip(dilations, kernel, strict=True)]
+    pads = settings.get("pads", [0] * 2 * rank)
+    automatic = settings.get("auto_pad", "NOTSET")
+    if "output_shape" in settings or automatic.startswith("SAME"):
+        lengths = settings.get("output_shape", [size * stride for size, stride in zip(sizes, strides, strict=True)])
+        pads = _pads_for(lengths[-rank:], sizes, strides, spans, extra, upper=automatic == "SAME_UPPER")
+    begins, ends = _split(tuple(pads))
+    outer = [span - begin for span, begin in zip(spans, begins, strict=True)]
+    outer += [span - end + more for span, end, more in zip(spans, ends, extra, strict=True)]
+    if min(outer) < 0:
+        raise NotCovered(node, "its padding is wider than its kernel")
+    channels = index.initializers[node.input[1]].dims[0]
+    window = Window(kernel=tuple(kernel), strides=(1,) * rank, dilations=dilations, pads=tuple(outer))
+    return window, strides, (channels, *sizes)
+
+
 def explicit_pads(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) -> tuple[int, ...]:
     """The pads that count as elements under count_include_pad: those of the node, without ceil mode's."""
     plain = onnx.NodeProto()
@@ -123,6 +153,24 @@ def _same_pads(window: Window, sizes: Sequence[int], *, upper: bool) -> tuple[in
         begins.append(total // 2 if upper else total - total // 2)
         ends.append(total - begins[-1])
     return (*begins, *ends)
+
+
+def _pads_for(
+    lengths: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    spans: Sequence[int],
+    extra: Sequence[int],
+    *,
+    upper: bool,
+) -> list[int]:
+    """The pads with which a ConvTranspose leaves outputs of these lengths."""
+    totals = [
+        stride * (size - 1) + more + span + 1 - length
+        for length, size, stride, span, more in zip(lengths, sizes, strides, spans, extra, strict=True)
+    ]
+    begins = [total // 2 if upper else total - total // 2 for total in totals]
+    return begins + [total - begin for total, begin in zip(totals, begins, strict=True)]
 
 
 def _ceil_pads(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:

@@ -7,34 +7,57 @@ A float node anywhere else, or a node without an integer form, is collected, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-import onnx
-
-from ompq_deploy.artifacts import QuantizedGraph
+from ompq_deploy.artifacts import Grid, QuantizedGraph
+from ompq_deploy.export.integer.constants import constant_grids, lower_constant
 from ompq_deploy.export.integer.coverage import NotCovered, Uncoveredness, refuse
-from ompq_deploy.export.integer.elementwise import lower_concat, lower_sum
+from ompq_deploy.export.integer.elementwise import (
+    lower_arithmetic,
+    lower_batch_norm,
+    lower_concat,
+    lower_prelu,
+    lower_sum,
+)
 from ompq_deploy.export.integer.ending import end_integers
-from ompq_deploy.export.integer.groups import Group, trace_group
 from ompq_deploy.export.integer.linear import lower_layer
-from ompq_deploy.export.integer.moves import lower_move
-from ompq_deploy.export.integer.pools import lower_average_pool, lower_mean
-from ompq_deploy.export.integer.program import IntegerProgram, Operation
+from ompq_deploy.export.integer.matmul import lower_matmul
+from ompq_deploy.export.integer.moves import lower_move, run_time_settings
+from ompq_deploy.export.integer.normalize import lower_instance_norm, lower_layer_norm, lower_softmax
+from ompq_deploy.export.integer.pools import lower_average_pool, lower_extreme, lower_mean
+from ompq_deploy.export.integer.program import IntegerProgram, Operation, first_input, leaves_integers
+from ompq_deploy.export.integer.resize import lower_resize
 from ompq_deploy.export.integer.scope import Scope
+from ompq_deploy.export.integer.settings import lower_setting, needed_settings
+from ompq_deploy.export.integer.table import lower_function
+from ompq_deploy.groups import Group, trace_group
 
 NO_FORM = "no integer form"
 FLOAT_BETWEEN = "floating point between integer layers"
-LOWERERS: dict[str, Callable[[Scope, Group], Operation]] = {
+LOWERERS: dict[str, Callable[[Scope, Group], Operation | tuple[Operation, ...]]] = {
     "Conv": lower_layer,
+    "ConvTranspose": lower_layer,
     "Gemm": lower_layer,
-    "MatMul": lower_layer,
+    "MatMul": lower_matmul,
     "Add": lower_sum,
     "Relu": lower_sum,
     "Clip": lower_sum,
+    "Sub": lower_arithmetic,
+    "Mul": lower_arithmetic,
+    "Div": lower_arithmetic,
+    "BatchNormalization": lower_batch_norm,
+    "PRelu": lower_prelu,
     "Concat": lower_concat,
+    "Resize": lower_resize,
     "AveragePool": lower_average_pool,
     "GlobalAveragePool": lower_mean,
     "ReduceMean": lower_mean,
+    "ReduceSum": lower_mean,
+    "ReduceMax": lower_extreme,
+    "ReduceMin": lower_extreme,
+    "InstanceNormalization": lower_instance_norm,
+    "LayerNormalization": lower_layer_norm,
+    "Softmax": lower_softmax,
 }
 
 
@@ -43,8 +66,11 @@ def lower(quantized: QuantizedGraph) -> IntegerProgram:
     scope = Scope.of(quantized)
     uncovered: Uncoveredness = {}
     groups = _groups(scope, uncovered)
+    constants = constant_grids(scope, groups.values())
+    scope = scope.with_grids(constants)
     moves = _needed_moves(scope, groups, uncovered)
-    operations = _lower_groups_and_moves(scope, groups, moves, uncovered)
+    operations: list[Operation] = [lower_constant(scope, name) for name in constants]
+    operations += _lower_groups_and_moves(scope, groups, moves, uncovered)
     ending = end_integers(scope, moves, uncovered)
     if uncovered:
         raise refuse(uncovered.values())
@@ -52,10 +78,19 @@ def lower(quantized: QuantizedGraph) -> IntegerProgram:
         graph=quantized.graph,
         inputs=tuple(name for name in quantized.graph.input_names if name in scope.grids),
         operations=(*operations, *ending.operations),
-        scales={name: scope.scale(name) for name in (*scope.grids, *moves)},
+        grids=_all_grids(scope, moves, (*operations, *ending.operations)),
         dequantized=ending.dequantized,
         tail=ending.tail,
     )
+
+
+def _all_grids(scope: Scope, moves: list[str], operations: Iterable[Operation]) -> dict[str, Grid]:
+    """The grid of every integer tensor; what operations leave for others of their group lies on their input's."""
+    grids = {name: scope.grid(name) for name in (*scope.grids, *moves)}
+    for operation in operations:
+        if operation.output not in grids and leaves_integers(operation):
+            grids[operation.output] = grids[first_input(operation)]
+    return grids
 
 
 def _groups(scope: Scope, uncovered: Uncoveredness) -> dict[str, Group]:
@@ -66,18 +101,17 @@ def _groups(scope: Scope, uncovered: Uncoveredness) -> dict[str, Group]:
             continue
         try:
             group = trace_group(scope.index, name, scope.layer_nodes, scope.grids)
-            _check_form(scope, group.head)
+            _check_form(scope, group)
             groups[name] = group
         except NotCovered as refusal:
             uncovered[refusal.uncovered.name] = refusal.uncovered
-    for node in scope.index.graph.node:
-        if node.name in scope.layers and node.op_type not in LOWERERS:
-            uncovered[node.name] = NotCovered(node, NO_FORM).uncovered
     return groups
 
 
-def _check_form(scope: Scope, head: onnx.NodeProto) -> None:
-    lowerer = LOWERERS.get(head.op_type)
+def _check_form(scope: Scope, group: Group) -> None:
+    head, lowerer = group.head, LOWERERS.get(group.head.op_type)
+    if group.function:
+        return
     if lowerer is None or head.domain or (lowerer is lower_layer and head.name not in scope.layers):
         raise NotCovered(head, NO_FORM)
 
@@ -112,14 +146,32 @@ def _lower_groups_and_moves(
 ) -> list[Operation]:
     """Integer operations in execution order; what reads an uncovered float tensor is left out."""
     operations: list[Operation] = []
+    settings = _settings(scope, moves, uncovered)
     for node in scope.index.graph.node:
         for output in node.output:
             try:
-                if output in moves:
-                    operations.append(lower_move(scope, node))
+                if output in settings:
+                    operations.append(lower_setting(scope, node, {*scope.grids, *moves}))
+                elif output in moves:
+                    operations += lower_move(scope, node, output)
                 elif output in groups and all(scope.on_grid(name) for name in groups[output].reads):
-                    group = groups[output]
-                    operations.append(LOWERERS[group.head.op_type](scope, group))
+                    operations += _lower_group(scope, groups[output])
             except NotCovered as refusal:
                 uncovered[refusal.uncovered.name] = refusal.uncovered
     return operations
+
+
+def _settings(scope: Scope, moves: list[str], uncovered: Uncoveredness) -> set[str]:
+    """The whole numbers computed at run time that moves read."""
+    names: list[str] = []
+    for output in moves:
+        try:
+            names += run_time_settings(scope, scope.index.producer[output])
+        except NotCovered as refusal:
+            uncovered[refusal.uncovered.name] = refusal.uncovered
+    return needed_settings(scope, names)
+
+
+def _lower_group(scope: Scope, group: Group) -> tuple[Operation, ...]:
+    lowered = lower_function(scope, group) if group.function else LOWERERS[group.head.op_type](scope, group)
+    return lowered if isinstance(lowered, tuple) else (lowered,)

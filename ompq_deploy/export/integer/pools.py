@@ -1,4 +1,4 @@
-"""Lower AveragePool, GlobalAveragePool and ReduceMean: a sum, and 1 / count inside the multiplier.
+"""Lower AveragePool, GlobalAveragePool, ReduceMean and ReduceSum: a sum, and 1 / count inside the multiplier.
 
 ratio = s_in / (s_out count);  under padding that is not counted, `count` differs by position.
 """
@@ -10,12 +10,13 @@ import math
 import numpy as np
 
 from ompq_deploy.export.integer.coverage import NotCovered
+from ompq_deploy.export.integer.elementwise import rescaled
 from ompq_deploy.export.integer.geometry import element_counts, explicit_pads, spatial_sizes, window_of
-from ompq_deploy.export.integer.groups import Group
-from ompq_deploy.export.integer.program import Int64, IntegerAveragePool, IntegerMean, Window
-from ompq_deploy.export.integer.rescale import HIGHEST, LARGEST, LOWEST, check_accumulator, requantize
+from ompq_deploy.export.integer.program import Int64, IntegerAveragePool, IntegerMean, IntegerMove, Operation, Window
+from ompq_deploy.export.integer.rescale import check_accumulator, requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
+from ompq_deploy.groups import Group
 
 
 def lower_average_pool(scope: Scope, group: Group) -> IntegerAveragePool:
@@ -26,36 +27,32 @@ def lower_average_pool(scope: Scope, group: Group) -> IntegerAveragePool:
     channels = scope.index.shapes.get(node.input[0], (None, None))[1]
     if channels is None:
         raise NotCovered(node, "the number of channels is not fixed")
-    bound = LARGEST * math.prod(kernel)
-    check_accumulator(node.name, bound)
-    ratio = scope.scale(node.input[0]) / (scope.grids[group.output] * _counts(scope, group, window))
+    grid, out = scope.grid(node.input[0]), scope.grids[group.output]
+    bound = grid.largest * math.prod(kernel)
+    check_accumulator(node.name, bound, grid)
+    ratio = grid.scale / (out.scale * _counts(scope, group, window))
     return IntegerAveragePool(
         name=node.name,
         input=node.input[0],
         output=group.output,
         channels=channels,
         window=window,
-        requantize=requantize(node.name, ratio, bound, (LOWEST, HIGHEST)),
+        requantize=requantize(node.name, ratio, bound, (out.low, out.high)),
     )
 
 
 def lower_mean(scope: Scope, group: Group) -> IntegerMean:
-    """GlobalAveragePool, or ReduceMean over axes of fixed size."""
+    """GlobalAveragePool, or ReduceMean or ReduceSum over axes of fixed size."""
     node = group.head
-    shape = scope.index.shapes.get(node.input[0])
-    if shape is None:
-        raise NotCovered(node, "the rank of its input is not known")
-    settings = attributes(node)
-    axes = tuple(range(2, len(shape)))
-    if node.op_type == "ReduceMean":
-        axes = _reduced_axes(scope, group, len(shape))
-    sizes = [shape[axis] for axis in axes]
-    count = math.prod(size for size in sizes if size is not None)
-    if None in sizes:
-        raise NotCovered(node, "the averaged axes are not all of fixed size")
-    bound = LARGEST * count
-    check_accumulator(node.name, bound)
-    ratio = scope.scale(node.input[0]) / (scope.grids[group.output] * count)
+    rank, settings = len(scope.shape(node)), attributes(node)
+    axes = tuple(range(2, rank))
+    if node.op_type != "GlobalAveragePool":
+        axes = _reduced_axes(scope, group, rank)
+    count = math.prod(scope.sizes(node, axes))
+    grid, out = scope.grid(node.input[0]), scope.grids[group.output]
+    bound = grid.largest * count
+    check_accumulator(node.name, bound, grid)
+    ratio = grid.scale / (out.scale * (1 if node.op_type == "ReduceSum" else count))
     return IntegerMean(
         name=node.name,
         input=node.input[0],
@@ -63,7 +60,21 @@ def lower_mean(scope: Scope, group: Group) -> IntegerMean:
         axes=axes,
         keep_axes=node.op_type == "GlobalAveragePool" or bool(settings.get("keepdims", 1)),
         count=count,
-        requantize=requantize(node.name, ratio, bound, (LOWEST, HIGHEST)),
+        requantize=requantize(node.name, ratio, bound, (out.low, out.high)),
+    )
+
+
+def lower_extreme(scope: Scope, group: Group) -> tuple[Operation, ...]:
+    """ReduceMax and ReduceMin: on the input's grid, then brought to the output's."""
+    node = group.head
+    axes = np.array(_reduced_axes(scope, group, len(scope.shape(node))), np.int64)
+    extreme = f"{group.output}_extreme"
+    settings = {"keepdims": attributes(node).get("keepdims", 1)}
+    return (
+        IntegerMove(
+            name=node.name, op=node.op_type, input=node.input[0], output=extreme, attributes=settings, constants=(axes,)
+        ),
+        rescaled(scope, node.name, extreme, scope.grid(node.input[0]), group.output),
     )
 
 

@@ -1,11 +1,13 @@
 """The integer program: what the integer-only model computes, as plain values.
 
-Every integer tensor T is int8 with zero-point 0 and one scale: T ~ scale[T] * q. Every operation ends in
+Every integer tensor T has one grid: T ~ scale[T] * q, where q = code - zero-point lies in [low, high] around zero, so
+that zero is the integer 0 whatever the zero-point. Every operation ends in
 
     q = clip((acc * M + skip * M_skip + 2^(shift-1)) >> shift, low, high)          in int64
 
-where `acc` is an int32 accumulator and M / 2^shift ~ scale_acc / scale_out (HAWQ-V3, Yao et al. 2021, section 3.2).
-docs/integer-spec.md is the prose; `emit.py` writes it as ONNX and `simulator.py` runs it in NumPy.
+where `acc` is an accumulator, int32 of 8-bit tensors and int64 of wide ones, and M / 2^shift ~ scale_acc / scale_out
+(HAWQ-V3, Yao et al. 2021, section 3.2).
+docs/integer-spec.md is the prose; `emit/` writes it as ONNX and `simulator/` runs it in NumPy.
 """
 
 from __future__ import annotations
@@ -18,10 +20,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ompq_deploy.artifacts import Float32, Int32, PreparedGraph
+from ompq_deploy.artifacts import Float32, Grid, PreparedGraph
 
 Int8 = NDArray[np.int8]
+Values = NDArray[np.int32]
+"""Integers on a grid, centred on zero."""
 Int64 = NDArray[np.int64]
+PROBABILITY_BITS = 30
+"""The fixed point of exponentials and probabilities in Softmax."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class ShiftClamp:
 
 @dataclass(frozen=True, kw_only=True)
 class Requantize:
-    """From an accumulator to int8: multiply, add, shift, clamp.
+    """From an accumulator to an integer tensor: multiply, add, shift, clamp.
 
     `multiplier` and `skip_multiplier` have the shape of the shift. `skip` names an integer tensor added before the
     shift, so that the sum is rounded once; "" for none.
@@ -64,7 +70,8 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerConv:
-    """acc = sum x * weights + bias; weights int8 (C_out, C_in / groups, kernel...), bias int32 (C_out,).
+    """acc = sum x * weights + bias; weights int8 (C_out, C_in / groups, kernel...), bias (C_out,), within int32 where
+    the input is on an 8-bit grid.
 
     Without `requantize` the accumulator itself is the result, to be dequantized.
     """
@@ -73,7 +80,7 @@ class IntegerConv:
     input: str
     output: str
     weights: Int8
-    bias: Int32
+    bias: Int64
     window: Window
     groups: int
     requantize: Requantize | None
@@ -81,22 +88,60 @@ class IntegerConv:
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerMatMul:
-    """acc = x @ weights + bias for MatMul and Gemm; weights int8 (K, C_out), bias int32 (C_out,)."""
+    """acc = x @ weights + bias for MatMul and Gemm; weights int8 (K, C_out), bias (C_out,) as in `IntegerConv`."""
 
     name: str
     input: str
     output: str
     weights: Int8
-    bias: Int32
+    bias: Int64
     requantize: Requantize | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerSetting:
+    """Whole numbers about shapes, computed by an ONNX node as it stands: a setting of some move, on no grid.
+
+    A Shape measures the integer tensor of its input's name; `constants` are the node's constant inputs.
+    """
+
+    name: str
+    output: str
+    node: onnx.NodeProto
+    constants: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerZeroInsertion:
+    """`strides` - 1 zeros between neighbours along each spatial axis: what a ConvTranspose convolves.
+
+    `sizes` are the channels and the spatial sizes of the input.
+    """
+
+    name: str
+    input: str
+    output: str
+    strides: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerTensorProduct:
+    """acc = left @ right, both computed, batched as in NumPy; int32 where both are on 8-bit grids, else int64."""
+
+    name: str
+    inputs: tuple[str, str]
+    output: str
+    requantize: Requantize
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerSum:
     """v = sum_k inputs[k] * multipliers[k] + constant, then shift and clamp.
 
-    Serves Add of two integer tensors, Add of a constant (`constant`, int64 in units of 2^-shift steps) and a
-    Relu or Clip on an integer tensor, which is a sum of one.
+    Serves Add and Sub of two integer tensors, whatever is affine (Add, Sub, Mul and Div with a constant, BatchNorm:
+    `constant` is int64 in units of 2^-shift steps, multipliers may be negative and one per channel), and a Relu or Clip
+    on an integer tensor, which is a sum of one.
     """
 
     name: str
@@ -105,6 +150,36 @@ class IntegerSum:
     constant: Int64
     output: str
     clamp: ShiftClamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerProduct:
+    """acc = left * right, broadcast; int64."""
+
+    name: str
+    inputs: tuple[str, str]
+    output: str
+    requantize: Requantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerTable:
+    """output = table[input - low]: a function evaluated beforehand at every value of the input's grid."""
+
+    name: str
+    input: str
+    output: str
+    low: int
+    table: Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerConstant:
+    """A constant of the float model on a grid of its own."""
+
+    name: str
+    output: str
+    values: Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +232,8 @@ class IntegerMaxPool:
 class IntegerMove:
     """An ONNX operator that rearranges values (Reshape, Slice, Pad with zeros ...): input and output share one grid.
 
-    `constants` are the operator's further inputs, None where one is left out; Pad's value is always integer 0.
+    `constants` are the operator's further inputs, None where one is left out; Pad's value is always integer 0. A name
+    stands for a tensor of whole numbers computed at run time (`IntegerSetting`).
     """
 
     name: str
@@ -165,26 +241,113 @@ class IntegerMove:
     input: str
     output: str
     attributes: Mapping[str, Any]
-    constants: tuple[NDArray[Any] | None, ...]
+    constants: tuple[NDArray[Any] | str | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerNormalization:
+    """(x - mean) / sqrt(var + epsilon) over `axes` of `count` elements, then one multiplier and constant per channel.
+
+    S = sum q,  m = floor((2 S + n) / 2 n),  d = q - m,  r = S - n m             mean = m + r / n
+    V = sum d^2 - floor(r^2 / n)                                                var = V / n
+    R = floor(sqrt((V + epsilon) 4^root_shift))
+    z = floor(((n d - r) 2^quotient_shift + floor(R / 2)) / R)                  |z| <= reach
+    output = clip((z multiplier + constant + 2^(shift-1)) >> shift, low, high)
+    """
+
+    name: str
+    input: str
+    output: str
+    axes: tuple[int, ...]
+    count: int
+    epsilon: int
+    root_shift: int
+    quotient_shift: int
+    reach: int
+    multiplier: Int64
+    constant: Int64
+    clamp: ShiftClamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerSoftmax:
+    """e = exponentials[max - q], S = sum e, p = floor((e 2^30 + floor(S / 2)) / S) along `axis`, requantized.
+
+    exponentials[d] = round(2^30 exp(-s d)); beyond the end of the table they are 0, its last entry.
+    """
+
+    name: str
+    input: str
+    output: str
+    axis: int
+    exponentials: Values
+    requantize: Requantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerInterpolation:
+    """Linear resizing: along each of `axes` in turn, acc = x[below] * (2^bits - weights) + x[above] * weights.
+
+    Weights are shaped to broadcast along their axis.
+    """
+
+    name: str
+    input: str
+    output: str
+    axes: tuple[int, ...]
+    below: tuple[Int64, ...]
+    above: tuple[Int64, ...]
+    weights: tuple[Int64, ...]
+    bits: int
+    requantize: Requantize
 
 
 Operation = (
     IntegerConv
     | IntegerMatMul
     | IntegerSum
+    | IntegerProduct
+    | IntegerTable
+    | IntegerConstant
     | IntegerConcat
     | IntegerAveragePool
     | IntegerMean
     | IntegerMaxPool
     | IntegerMove
+    | IntegerSetting
+    | IntegerInterpolation
+    | IntegerZeroInsertion
+    | IntegerTensorProduct
+    | IntegerNormalization
+    | IntegerSoftmax
 )
+
+
+ACCUMULATING = (IntegerConv, IntegerMatMul, IntegerAveragePool, IntegerMean)
+"""Operations whose accumulator is a tensor of its own in the ONNX model."""
+
+
+def leaves_integers(operation: Operation) -> bool:
+    """Whether an operation computes a tensor on a grid: not only an accumulator to be dequantized, and no setting."""
+    if isinstance(operation, IntegerConv | IntegerMatMul):
+        return operation.requantize is not None
+    return not isinstance(operation, IntegerSetting)
+
+
+def first_input(operation: Operation) -> str:
+    """The first tensor that an operation reads; "" for a constant."""
+    if isinstance(operation, IntegerConstant | IntegerSetting):
+        return ""
+    if isinstance(operation, IntegerSum | IntegerProduct | IntegerTensorProduct | IntegerConcat):
+        return operation.inputs[0]
+    return operation.input
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dequantize:
     """Where the integers end: float tensor = scale * integers.
 
-    From an accumulator `scale` is float32 (C,) along `axis`; from an int8 tensor it is a scalar.
+    From an accumulator `scale` is float32 (C,) along `axis`; from an integer tensor it is a scalar.
     """
 
     tensor: str
@@ -197,7 +360,7 @@ class Dequantize:
 class IntegerProgram:
     """A quantized graph as integer operations, in execution order.
 
-    Tensor names are the prepared graph's. `scales` has an entry for every int8 tensor, the quantized graph inputs
+    Tensor names are the prepared graph's. `grids` has an entry for every integer tensor, the quantized graph inputs
     `inputs` included. `dequantized` are the float tensors at the integer part's end; `tail` are the float nodes
     from there to the graph outputs, often none.
     """
@@ -205,6 +368,6 @@ class IntegerProgram:
     graph: PreparedGraph
     inputs: tuple[str, ...]
     operations: tuple[Operation, ...]
-    scales: Mapping[str, float]
+    grids: Mapping[str, Grid]
     dequantized: tuple[Dequantize, ...]
     tail: tuple[onnx.NodeProto, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,7 @@ def engine_record(build: EngineBuild, quantized: QuantizedGraph, backend: Backen
         "batch": build.batch,
         "build_seconds": round(build.seconds, 3),
         "file_bytes": len(build.plan),
+        "sha256": hashlib.sha256(build.plan).hexdigest(),
         "weight_bytes": reading.weight_bytes,
         "how_read": reading.how_read,
         "warnings": [text for severity, text in build.messages if severity == "WARNING"],

@@ -52,7 +52,8 @@ def treat(layer: QuantizedLayer) -> Treatment:
 def tensorrt_graph(quantized: QuantizedGraph, *, high_precision: str = "fp32") -> onnx.ModelProto:
     """The prepared graph, opset 21, with Q/DQ on what computes in INT8 and DequantizeLinear on every layer's weight.
 
-    Node names are kept. Activations have one scale per tensor and zero-point 0, weights one scale per channel.
+    Node names are kept. Activations have one scale per tensor, that of `quantized.symmetric_grids`, and zero-point 0,
+    which TensorRT demands; weights have one scale per channel.
     `high_precision`, "fp32" or "fp16", is the type of everything else; inputs and outputs stay float32.
     """
     if high_precision not in ("fp32", "fp16"):
@@ -107,7 +108,7 @@ class _Writer:
 
     def __init__(self, quantized: QuantizedGraph) -> None:
         self.index = GraphIndex(quantized.graph.model)
-        self.scales = {name: grid.scale for name, grid in quantized.grids.items()}
+        self.scales = {name: grid.scale for name, grid in quantized.symmetric_grids.items()}
         self.layers = {name: layer for layer in quantized.layers for name in layer.layer.nodes}
         self.edges = quantized_edges(self.index, quantized.layers, self.scales)
         self.initializers: dict[str, TensorProto] = {}

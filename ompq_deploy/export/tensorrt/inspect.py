@@ -66,11 +66,11 @@ class _Use:
     compute_type: str | None
 
 
-def read_engine(plan: bytes, quantized: QuantizedGraph, backend: Backend) -> EngineReading:
-    """Read a serialized engine back, field by field from the first source that tells."""
+def read_engine(plan: bytes, quantized: QuantizedGraph, backend: Backend | None) -> EngineReading:
+    """Read a serialized engine back, field by field from the first source that tells; the inspector needs a backend."""
     weights = weight_section(plan)
     sources = {
-        "inspector": inspector_operations(inspector_text(backend, plan)),
+        "inspector": inspector_operations(inspector_text(backend, plan) if backend else ""),
         "program text in the plan": plan_operations(plan),
     }
     telling = {name: operations for name, operations in sources.items() if operations}

@@ -1,23 +1,20 @@
-"""Choose each activation's scale by the error it causes in the outputs of the layers that read it.
+"""Judge grids of an activation by the error they cause in the outputs of the layers that read it.
 
-    s = argmin over candidates of  sum over layers l reading x of  ||W_l (Q_s(x) - x)||^2 / ||W_l x||^2
+    error(g) = sum over layers l reading x of  ||W_l (Q_g(x) - x)||^2 / ||W_l x||^2
 
-Both norms are around their means over positions, since a bias takes means out. The candidates are the scales that the
-methods of `activations.py` give; a tensor that no layer reads keeps its first one.
+Both norms are around their means over positions, since a bias takes means out.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph, Samples
+from ompq_deploy.artifacts import Float32, Float64, Grid, Layer, PreparedGraph, Samples
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.numerics import signed_range
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize import columns
 from ompq_deploy.quantize.covariance import draw_positions
@@ -26,38 +23,39 @@ from ompq_deploy.quantize.stream import Stream, pieces
 POSITIONS = 2048
 
 
-def output_scales(
+def output_errors(
     graph: PreparedGraph,
     samples: Samples,
-    candidates: Mapping[str, Sequence[float]],
+    candidates: Sequence[Mapping[str, Grid]],
     *,
     seed: int = 0,
     threads: int = 0,
-) -> dict[str, float]:
-    """The best of the `candidates` of every activation tensor."""
+) -> dict[str, Float64]:
+    """The relative output error of every candidate, float64 (candidates,) by activation tensor, summed over the layers
+    that read the tensor; zeros where none does. The network runs once."""
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
     stream = Stream(graph, samples, {}, threads)
     random = np.random.default_rng(seed)
-    errors: dict[str, Float64] = defaultdict(lambda: np.zeros(1))
+    errors = {name: np.zeros(len(candidates)) for name in candidates[0]}
     for piece in pieces(graph):
         layer = by_node.get(piece[0].name) if piece else None
         if layer is None:
             stream.step()
             continue
-        tensor = layer_grid(index, candidates, piece[0].input[0])
-        sums = _Errors(layer, weights[layer.name], candidates[tensor])
+        tensor = layer_grid(index, errors, piece[0].input[0])
+        sums = _Errors(layer, weights[layer.name], [grids[tensor] for grids in candidates])
         _watch(stream, layer, piece[0], sums, random)
-        errors[tensor] = errors[tensor] + sums.relative()
-    return {name: scales[int(errors[name].argmin()) if name in errors else 0] for name, scales in candidates.items()}
+        errors[tensor] += sums.relative()
+    return errors
 
 
 def _watch(stream: Stream, layer: Layer, node: onnx.NodeProto, sums: _Errors, random: np.random.Generator) -> None:
     """Take the stream one step further, showing `sums` what the layer multiplies."""
 
     def watch(batch: int, output: NDArray) -> None:
-        x, _ = stream.value(batch, node.input[0])
+        x = stream.value(batch, node.input[0])
         spread = len(stream) * (len(output) if layer.op.startswith("Conv") else 1)
         positions = draw_positions(columns.output_positions(layer, output), POSITIONS // spread, random)
         sums.add(columns.input_columns(layer, node, x, output.shape[2:], positions, 0))
@@ -66,9 +64,9 @@ def _watch(stream: Stream, layer: Layer, node: onnx.NodeProto, sums: _Errors, ra
 
 
 class _Errors:
-    """Adds up, batch by batch, the error in one layer's output under each candidate scale of its input."""
+    """Adds up, batch by batch, the error in one layer's output under each candidate grid of its input."""
 
-    def __init__(self, layer: Layer, weight: Float32, candidates: Sequence[float]) -> None:
+    def __init__(self, layer: Layer, weight: Float32, candidates: Sequence[Grid]) -> None:
         self._weight = columns.weight_columns(layer, weight).swapaxes(1, 2)
         self._candidates = candidates
         self._squares = np.zeros(len(candidates) + 1)
@@ -77,9 +75,8 @@ class _Errors:
 
     def add(self, x: Float32) -> None:
         """Inputs at some positions, (G, K, P)."""
-        low, high = signed_range(8)
-        for i, scale in enumerate((*self._candidates, 0.0)):
-            change = np.clip(np.rint(x / np.float32(scale)), low, high) * np.float32(scale) - x if scale else x
+        for i, grid in enumerate((*self._candidates, None)):
+            change = x if grid is None else grid.steps(x) * np.float32(grid.scale) - x
             output = self._weight @ change
             self._squares[i] += np.square(output).sum(dtype=np.float64)
             total = output.sum(axis=2, dtype=np.float64)

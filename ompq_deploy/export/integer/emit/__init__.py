@@ -1,0 +1,125 @@
+"""Write an integer program as ONNX, in the prepared graph's opset (21 or later); onnxruntime runs it on the CPU.
+
+An integer tensor T is stored as uint8 codes `T_quantized` = q + z with its zero-point z, for which onnxruntime has
+faster kernels and which padding fills with z, the integer 0. A tensor on a wide grid is stored as the int32 q itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ompq_deploy.export.integer.emit.elementwise import emit_concat, emit_constant, emit_product, emit_sum, emit_table
+from ompq_deploy.export.integer.emit.linear import emit_conv, emit_matmul, emit_tensor_product, emit_zero_insertion
+from ompq_deploy.export.integer.emit.moves import emit_interpolation, emit_move, emit_setting
+from ompq_deploy.export.integer.emit.normalize import emit_normalization, emit_softmax
+from ompq_deploy.export.integer.emit.pools import emit_average_pool, emit_max_pool, emit_mean
+from ompq_deploy.export.integer.emit.writer import Writer, accumulator, storage_type, storage_zero, stored
+from ompq_deploy.export.integer.program import (
+    Dequantize,
+    IntegerAveragePool,
+    IntegerConcat,
+    IntegerConstant,
+    IntegerConv,
+    IntegerInterpolation,
+    IntegerMatMul,
+    IntegerMaxPool,
+    IntegerMean,
+    IntegerMove,
+    IntegerNormalization,
+    IntegerProduct,
+    IntegerProgram,
+    IntegerSetting,
+    IntegerSoftmax,
+    IntegerSum,
+    IntegerTable,
+    IntegerTensorProduct,
+    IntegerZeroInsertion,
+)
+
+__all__ = ["accumulator", "integer_model", "storage_type", "storage_zero", "stored"]
+
+EMITTERS: dict[type, Callable[[Writer, Any], None]] = {
+    IntegerConv: emit_conv,
+    IntegerMatMul: emit_matmul,
+    IntegerAveragePool: emit_average_pool,
+    IntegerMean: emit_mean,
+    IntegerMaxPool: emit_max_pool,
+    IntegerSum: emit_sum,
+    IntegerProduct: emit_product,
+    IntegerTable: emit_table,
+    IntegerConstant: emit_constant,
+    IntegerConcat: emit_concat,
+    IntegerMove: emit_move,
+    IntegerInterpolation: emit_interpolation,
+    IntegerSetting: emit_setting,
+    IntegerZeroInsertion: emit_zero_insertion,
+    IntegerTensorProduct: emit_tensor_product,
+    IntegerNormalization: emit_normalization,
+    IntegerSoftmax: emit_softmax,
+}
+
+
+def integer_model(program: IntegerProgram) -> onnx.ModelProto:
+    """The integer-only model. Graph inputs and outputs are the float model's."""
+    writer = Writer(program.grids)
+    for name in program.inputs:
+        _quantize(writer, name)
+    for operation in program.operations:
+        EMITTERS[type(operation)](writer, operation)
+    for ending in program.dequantized:
+        _dequantize(writer, ending)
+    original = program.graph.model.graph
+    used = {name for node in program.tail for name in node.input}
+    graph = helper.make_graph(
+        [*writer.nodes, *program.tail],
+        "ompq_integer",
+        original.input,
+        original.output,
+        [*writer.initializers, *(tensor for tensor in original.initializer if tensor.name in used)],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=list(program.graph.model.opset_import),
+        producer_name="ompq-deploy",
+        ir_version=program.graph.model.ir_version,
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def _quantize(writer: Writer, name: str) -> None:
+    """A graph input as an integer tensor; one on a wide grid is quantized to uint16 and centred.
+
+    QuantizeLinear holds 8-bit codes at 255, and those of fewer bits are clipped further.
+    """
+    grid = writer.grids[name]
+    scale = writer.constant(f"{name}_scale", np.float32(grid.scale))
+    if not grid.wide:
+        narrow = grid.bits < 8
+        codes = f"{name}_codes" if narrow else stored(name)
+        writer.node("QuantizeLinear", [name, scale, writer.zero_point(name)], codes)
+        if narrow:
+            last = writer.constant(f"{name}_last", np.uint8((1 << grid.bits) - 1))
+            writer.node("Clip", [codes, "", last], stored(name))
+        return
+    zero_point = writer.constant(f"{name}_zero_point", np.uint16(grid.zero_point))
+    codes = writer.node("QuantizeLinear", [name, scale, zero_point], f"{name}_codes")
+    codes = writer.node("Cast", [codes], f"{name}_int32", to=TensorProto.INT32)
+    writer.node("Sub", [codes, writer.constant(f"{name}_zero", np.int32(grid.zero_point))], stored(name))
+
+
+def _dequantize(writer: Writer, ending: Dequantize) -> None:
+    """The float tensor at the end of the integers."""
+    scale = writer.constant(f"{ending.tensor}_dequantize_scale", ending.scale)
+    if ending.from_accumulator:
+        writer.node("DequantizeLinear", [accumulator(ending.tensor), scale], ending.tensor, axis=ending.axis)
+    elif writer.grids[ending.tensor].wide:
+        writer.node("DequantizeLinear", [stored(ending.tensor), scale], ending.tensor)
+    else:
+        zero_point = writer.zero_point(ending.tensor)
+        writer.node("DequantizeLinear", [stored(ending.tensor), scale, zero_point], ending.tensor)

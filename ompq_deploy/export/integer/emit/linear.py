@@ -1,0 +1,132 @@
+"""Emit convolutions and matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from ompq_deploy.export.integer.emit.rescale import requantize
+from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored
+from ompq_deploy.export.integer.program import (
+    Int64,
+    IntegerConv,
+    IntegerMatMul,
+    IntegerTensorProduct,
+    IntegerZeroInsertion,
+    Window,
+)
+
+WEIGHT_ZERO = 128
+
+
+def emit_conv(writer: Writer, conv: IntegerConv) -> None:
+    """ConvInteger, the bias, the requantization."""
+    codes = shifted(writer, f"{conv.output}_codes", conv.weights)
+    total = convolve(writer, conv.input, codes, f"{conv.output}_total", conv.groups, conv.window)
+    bias = conv.bias.reshape(-1, *[1] * (conv.weights.ndim - 2))
+    _finish(writer, total, bias, conv)
+
+
+def emit_matmul(writer: Writer, matmul: IntegerMatMul) -> None:
+    """MatMulInteger, the bias, the requantization."""
+    weights = writer.constant(f"{matmul.output}_codes", matmul.weights)
+
+    def multiply(part: Part, output: str) -> str:
+        return writer.node("MatMulInteger", [part.tensor, weights, writer.uint8(part.zero)], output)
+
+    _finish(writer, _over_parts(writer, matmul.input, f"{matmul.output}_total", multiply), matmul.bias, matmul)
+
+
+def _finish(writer: Writer, total: str, bias: Int64, operation: IntegerConv | IntegerMatMul) -> None:
+    kind = np.int64 if writer.grids[operation.input].wide else np.int32
+    added = writer.constant(f"{operation.output}_bias", bias.astype(kind))
+    writer.node("Add", [total, added], accumulator(operation.output))
+    if operation.requantize is not None:
+        requantize(writer, accumulator(operation.output), operation.requantize, operation.output)
+
+
+def emit_zero_insertion(writer: Writer, insertion: IntegerZeroInsertion) -> None:
+    """An axis of length 1 behind every spatial axis, padded with zeros; then both become one, and its end is cut."""
+    channels, *sizes = insertion.sizes
+    pairs = list(zip(sizes, insertion.strides, strict=True))
+    apart = [-1, channels, *(length for size in sizes for length in (size, 1))]
+    pads = [0] * len(apart) + [0, 0, *(length for _, stride in pairs for length in (0, stride - 1))]
+    joined = [-1, channels, *(size * stride for size, stride in pairs)]
+    ends = [(size - 1) * stride + 1 for size, stride in pairs]
+    result = stored(insertion.input)
+    for op, values, name in (("Reshape", apart, "apart"), ("Pad", pads, "padded"), ("Reshape", joined, "joined")):
+        setting = writer.constant(f"{insertion.output}_{name}_setting", np.array(values, np.int64))
+        zero = [writer.stored_zero(insertion.input)] if op == "Pad" else []
+        result = writer.node(op, [result, setting, *zero], f"{insertion.output}_{name}")
+    bounds = {"starts": [0] * len(ends), "ends": ends, "axes": list(range(2, 2 + len(ends)))}
+    settings = [writer.constant(f"{insertion.output}_{name}", np.array(v, np.int64)) for name, v in bounds.items()]
+    writer.node("Slice", [result, *settings], stored(insertion.output))
+
+
+def emit_tensor_product(writer: Writer, product: IntegerTensorProduct) -> None:
+    """MatMulInteger of 8-bit tensors; MatMul in int64 where one is wide."""
+    if not any(writer.grids[name].wide for name in product.inputs):
+        inputs = [*map(stored, product.inputs), *map(writer.zero_point, product.inputs)]
+        total = writer.node("MatMulInteger", inputs, f"{product.output}_total")
+    else:
+        factors = [
+            writer.centred(name, f"{product.output}_factor{position}", TensorProto.INT64)
+            for position, name in enumerate(product.inputs)
+        ]
+        total = writer.node("MatMul", factors, f"{product.output}_total")
+    requantize(writer, total, product.requantize, product.output)
+
+
+def shifted(writer: Writer, name: str, weights: NDArray[np.int8]) -> str:
+    """Weights stored as uint8 with zero-point 128: older onnxruntime convolves no others."""
+    return writer.constant(name, (weights.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
+
+
+def convolve(writer: Writer, tensor: str, codes: str, output: str, groups: int, window: Window) -> str:
+    """The convolution of an integer tensor with shifted weights: int32, or int64 of a wide one."""
+
+    def convolve_part(part: Part, result: str) -> str:
+        inputs = [part.tensor, codes, writer.uint8(part.zero), writer.uint8(WEIGHT_ZERO)]
+        return writer.node("ConvInteger", inputs, result, group=groups, **window_attributes(window))
+
+    return _over_parts(writer, tensor, output, convolve_part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A uint8 tensor of codes, and the code of the integer 0."""
+
+    tensor: str
+    zero: int
+
+
+def _over_parts(writer: Writer, tensor: str, output: str, apply: Callable[[Part, str], str]) -> str:
+    """A linear operation on an 8-bit tensor; on a wide one 256 times that on the high bytes, plus that on the low."""
+    grid = writer.grids[tensor]
+    if not grid.wide:
+        return apply(Part(tensor=stored(tensor), zero=grid.zero_point), output)
+    high, low = _byte_tensors(writer, tensor, output)
+    upper = writer.node("Cast", [apply(high, f"{output}_high")], f"{output}_high_int64", to=TensorProto.INT64)
+    upper = writer.node("Mul", [upper, writer.constant(f"{output}_256", np.int64(256))], f"{output}_high_scaled")
+    lower = writer.node("Cast", [apply(low, f"{output}_low")], f"{output}_low_int64", to=TensorProto.INT64)
+    return writer.node("Add", [upper, lower], output)
+
+
+def _byte_tensors(writer: Writer, tensor: str, name: str) -> tuple[Part, Part]:
+    """The high and the low bytes of a wide tensor's codes."""
+    zero, base = writer.grids[tensor].zero_point, writer.constant(f"{name}_base", np.int32(256))
+    codes = [stored(tensor), writer.constant(f"{name}_zero_point", np.int32(zero))]
+    code = writer.node("Add", codes, f"{name}_code")
+    high = writer.node("Div", [code, base], f"{name}_code_high")
+    low = writer.node("Mod", [code, base], f"{name}_code_low")
+    parts = [writer.node("Cast", [part], f"{part}_byte", to=TensorProto.UINT8) for part in (high, low)]
+    return Part(tensor=parts[0], zero=zero >> 8), Part(tensor=parts[1], zero=zero & 255)
+
+
+def window_attributes(window: Window) -> dict[str, list[int]]:
+    """The settings of a sliding window, but its kernel's shape, as ONNX attributes."""
+    return {"strides": list(window.strides), "dilations": list(window.dilations), "pads": list(window.pads)}

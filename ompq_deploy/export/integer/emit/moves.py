@@ -1,0 +1,49 @@
+"""Emit the operators that rearrange values, and linear resizing."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from ompq_deploy.export.integer.emit.rescale import requantize
+from ompq_deploy.export.integer.emit.writer import Writer, stored
+from ompq_deploy.export.integer.program import IntegerInterpolation, IntegerMove, IntegerSetting
+from ompq_deploy.graph_index import attributes
+
+
+def emit_move(writer: Writer, move: IntegerMove) -> None:
+    """The operator itself, on the stored tensor; padding is the stored zero."""
+    inputs = [stored(move.input)]
+    for position, value in enumerate(move.constants, start=1):
+        if isinstance(value, str):
+            inputs.append(value)
+        else:
+            inputs.append("" if value is None else writer.constant(f"{move.output}_setting{position}", value))
+    if move.op == "Pad":
+        inputs[2:3] = [writer.stored_zero(move.input)]
+    writer.node(move.op, inputs, stored(move.output), **move.attributes)
+
+
+def emit_setting(writer: Writer, setting: IntegerSetting) -> None:
+    """The node as it stands, reading integer tensors and constants of its own."""
+    node = setting.node
+    named = {name: writer.constant(f"{node.name}_{name}", value) for name, value in setting.constants.items()}
+    if node.op_type == "Shape":
+        named = {node.input[0]: stored(node.input[0])}
+    inputs = [named.get(name, name) for name in node.input]
+    writer.node(node.op_type, inputs, setting.output, **attributes(node))
+
+
+def emit_interpolation(writer: Writer, resize: IntegerInterpolation) -> None:
+    """Two Gathers and two products per axis, in int64."""
+    total = writer.centred(resize.input, f"{resize.output}_source", TensorProto.INT64)
+    for axis, below, above, weights in zip(resize.axes, resize.below, resize.above, resize.weights, strict=True):
+        name = f"{resize.output}_axis{axis}"
+        sides = {"below": (below, (1 << resize.bits) - weights), "above": (above, weights)}
+        parts = []
+        for side, (index, factor) in sides.items():
+            elements = [total, writer.constant(f"{name}_{side}", index)]
+            picked = writer.node("Gather", elements, f"{name}_{side}_values", axis=axis)
+            weighted = [picked, writer.constant(f"{name}_{side}_weights", factor)]
+            parts.append(writer.node("Mul", weighted, f"{name}_{side}_products"))
+        total = writer.node("Add", parts, name)
+    requantize(writer, total, resize.requantize, resize.output)

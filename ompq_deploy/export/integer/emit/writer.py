@@ -1,0 +1,88 @@
+"""Collect the nodes and constants of an integer-only ONNX model, and name its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ompq_deploy.artifacts import Grid
+
+
+def stored(name: str) -> str:
+    """The uint8 or int32 tensor that holds an integer tensor."""
+    return f"{name}_quantized"
+
+
+def accumulator(name: str) -> str:
+    """The int32 accumulator that an integer tensor is requantized from, or that a float tensor is dequantized from."""
+    return f"{name}_accumulator"
+
+
+def storage_zero(grid: Grid) -> int:
+    """What the integer 0 is stored as: the zero-point in uint8, and 0 in the int32 of a wide grid."""
+    return 0 if grid.wide else grid.zero_point
+
+
+def storage_type(grid: Grid) -> int:
+    """The ONNX element type of a stored tensor."""
+    return int(TensorProto.INT32 if grid.wide else TensorProto.UINT8)
+
+
+class Writer:
+    """Nodes and initializers in order; `grids` are those of the program."""
+
+    def __init__(self, grids: Mapping[str, Grid]) -> None:
+        self.grids = grids
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._once: set[str] = set()
+
+    def constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
+        """An initializer; returns its name."""
+        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """A node with one output; returns the output's name."""
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}_{op}", **attributes))
+        return output
+
+    def zero_point(self, tensor: str) -> str:
+        """The constant that holds the zero-point of an 8-bit tensor."""
+        return self.uint8(self.grids[tensor].zero_point)
+
+    def uint8(self, value: int) -> str:
+        """A scalar uint8 constant, stored once."""
+        return self._shared(f"zero_point_{value}", np.uint8(value))
+
+    def stored_zero(self, tensor: str) -> str:
+        """The constant that stored(tensor) holds for the integer 0."""
+        if not self.grids[tensor].wide:
+            return self.zero_point(tensor)
+        return self._shared("wide_zero", np.int32(0))
+
+    def zero(self, tensor: str) -> int:
+        """What `stored(tensor)` holds for the integer 0."""
+        return storage_zero(self.grids[tensor])
+
+    def centred(self, tensor: str, name: str, kind: int) -> str:
+        """An integer tensor as an ONNX tensor of type `kind` (int32 or int64), the integer 0 as 0."""
+        source = stored(tensor)
+        if kind != storage_type(self.grids[tensor]):
+            source = self.node("Cast", [source], f"{name}_wide", to=kind)
+        if not self.zero(tensor):
+            return source
+        zero = np.asarray(self.zero(tensor), helper.tensor_dtype_to_np_dtype(kind))
+        return self.node("Sub", [source, self.constant(f"{name}_zero", zero)], name)
+
+    def _shared(self, name: str, value: np.generic) -> str:
+        """A constant that is stored once, however often it is asked for."""
+        if name not in self._once:
+            self._once.add(name)
+            self.constant(name, value)
+        return name

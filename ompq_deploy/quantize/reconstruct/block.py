@@ -1,0 +1,89 @@
+"""One block of a quantized graph in torch: its data, its parameters, and what its integers compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.quantize.reconstruct.blocks import Block
+from ompq_deploy.quantize.reconstruct.prefix import Tensors, in_chunks, take
+from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph, bias_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockData:
+    """A block's inputs and float outputs for all samples: `exact` from the float prefix, `inputs` from the quantized
+    one."""
+
+    exact: Tensors
+    inputs: Tensors
+    targets: Tensors
+
+    def rows(self, chosen: Tensor) -> BlockData:
+        """Some of the samples."""
+        return BlockData(
+            exact=take(self.exact, chosen), inputs=take(self.inputs, chosen), targets=take(self.targets, chosen)
+        )
+
+    def __len__(self) -> int:
+        return len(next(iter(self.targets.values())))
+
+
+class BlockNetwork:
+    """One block of a quantized graph: runs it, and reads and writes its parameters."""
+
+    def __init__(self, network: FakeQuantGraph, block: Block) -> None:
+        index = GraphIndex(network.origin.graph.model)
+        self.network, self.block = network, block
+        self.layers = list(block.layers)
+        self.biases = [i for i, n in enumerate(network.bias_nodes) if index.nodes[n].output[0] in block.inside]
+        self.steps = [i for i, name in enumerate(network.activations) if name in block.inside]
+        self._inside = [
+            i
+            for i, q in enumerate(network.origin.layers)
+            if any(index.nodes[node].output[0] in block.inside for node in q.layer.nodes)
+        ]
+
+    def run(
+        self,
+        feeds: Mapping[str, Tensor],
+        *,
+        weights: Mapping[int, Tensor] | None = None,
+        biases: Sequence[Tensor] | None = None,
+        quantizers: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    ) -> Tensors:
+        """The block's outputs, as integers give them but for what is given instead."""
+        net, given = self.network, weights or {}
+        used = {net.origin.layers[i].layer.name: given[i] if i in given else net.weight(i) for i in self._inside}
+        added = biases if biases is not None else [net.bias(i) for i in self.biases]
+        hooks = quantizers if quantizers is not None else [net.quantizer(i) for i in self.steps]
+        return net.network(
+            {**{bias_name(net.bias_nodes[i]): b for i, b in zip(self.biases, added, strict=True)}, **feeds},
+            used,
+            {net.activations[i]: hook for i, hook in zip(self.steps, hooks, strict=True)},
+            self.block.outputs,
+        )
+
+    def outputs(self, feeds: Mapping[str, Tensor]) -> Tensors:
+        """The block's outputs for all samples, as its integers give them."""
+        return in_chunks(self.run, feeds, self.network.origin.graph.batch)
+
+    def error(self, data: BlockData) -> float:
+        """Squared output error per sample, as the integers give it."""
+        return float(squared_error(self.outputs(data.inputs), data.targets)) / len(data)
+
+    def parameters(self) -> list[Tensor]:
+        """The weights, scales, biases and steps of the block."""
+        net = self.network
+        lists = ((net.weights, self.layers), (net.scales, self.layers), (net.biases, self.biases),
+                 (net.steps, self.steps))  # fmt: skip
+        return [values[i] for values, numbers in lists for i in numbers]
+
+
+def squared_error(outputs: Tensors, targets: Tensors) -> Tensor:
+    """Sum over all elements of all outputs."""
+    return torch.stack([(outputs[name] - target).square().sum() for name, target in targets.items()]).sum()

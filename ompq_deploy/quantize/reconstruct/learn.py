@@ -1,0 +1,125 @@
+"""Learn one block: the rounding of its weights, their scales, its biases and the steps of its activations.
+
+    loss = sum over outputs of ||y'_k - y_k||^2 / (the same for the integers at the start)  +  PULL R(V)
+
+y are the outputs of the float network's block on the float prefix, y' those of the block with soft codes (`soft.py`) on
+the quantized prefix (Li et al., "BRECQ", ICLR 2021). Adam learns everything together.
+
+Every WINDOW steps the codes are rounded and the block runs on samples held out from learning; the best state counts.
+It is kept if its loss is lower than before, both on the samples held out and on all; else the block stays as it was.
+Learning ends early
+
+    when soft codes are no better than the integers were, on average over a window: rounded ones would be worse still;
+    in the second half, when most codes are decided, once PATIENCE windows have not improved the best by TOLERANCE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ompq_deploy.quantize.reconstruct import ReconstructSettings
+from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork, squared_error
+from ompq_deploy.quantize.reconstruct.prefix import filled_up
+from ompq_deploy.quantize.reconstruct.soft import SoftBlock
+
+PULL = 3e4
+"""Weight of R against a reconstruction loss that begins at 1: a mean over weights is a small thing to each of them."""
+BETAS = (0.9, 0.99)
+NUMBERS = 2**18
+"""Output elements per step, over the samples of a batch."""
+BATCHES = (4, 64)
+"""Fewest and most samples of a batch."""
+WINDOW = 50
+PATIENCE = 2
+TOLERANCE = 2e-3
+HELD_OUT = 5
+"""One sample in so many is held out."""
+SMALLEST = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """How it went: squared output error per sample before and after with rounded codes, and the steps taken."""
+
+    before: float
+    after: float
+    steps: int
+
+
+def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, seed: int) -> Learned:
+    """Improve the parameters of one block of `block.network` in place, or leave them as they were."""
+    device = next(iter(data.targets.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
+    held = data.rows(torch.arange(0, len(data), HELD_OUT))
+    before, first = block.error(data), block.error(held)
+    if not block.layers or before <= SMALLEST:
+        return Learned(before=before, after=before, steps=0)
+    original = _copied(block.parameters())
+    best, best_error, steps = original, first, 0
+    soft = SoftBlock(block, settings)
+    optimizer = torch.optim.Adam(soft.groups, betas=BETAS)
+    batches = _Batches(data, block.network.origin.graph.batch, seed)
+    stalled, window = 0, 0.0
+    for steps in range(1, settings.iterations + 1):
+        optimizer.zero_grad(set_to_none=True)
+        pieces = batches.draw()
+        for rows in pieces:
+            piece = data.rows(rows)
+            outputs = soft.run(piece.exact, piece.inputs, generator)
+            loss = squared_error(outputs, piece.targets) / (before * sum(map(len, pieces)))
+            loss.backward()
+            window += float(loss.detach())
+        (PULL * soft.indecision(steps / settings.iterations)).backward()
+        optimizer.step()
+        if steps % WINDOW and steps < settings.iterations:
+            continue
+        soft.commit()
+        error = block.error(held)
+        stalled = 0 if error < (1 - TOLERANCE) * best_error or 2 * steps < settings.iterations else stalled + 1
+        if error < best_error:
+            best, best_error = _copied(block.parameters()), error
+        if stalled == PATIENCE or window / WINDOW > 1 - TOLERANCE:
+            break
+        window = 0.0
+    _restore(block.parameters(), best)
+    after = block.error(data) if best is not original else before
+    if after >= before:
+        _restore(block.parameters(), original)
+        after = before
+    return Learned(before=before, after=after, steps=steps)
+
+
+class _Batches:
+    """Random rows of the samples that are not held out, as pieces that one forward pass takes."""
+
+    def __init__(self, data: BlockData, fixed: int | None, seed: int) -> None:
+        numbers = sum(value[0].numel() for value in data.targets.values())
+        rows = torch.arange(len(data))
+        self._rows = rows[rows % HELD_OUT != 0] if len(data) > 1 else rows
+        self._size = min(max(NUMBERS // numbers, BATCHES[0]), BATCHES[1], len(self._rows))
+        self._fixed = fixed
+        self._generator = torch.Generator().manual_seed(seed)
+        self._left = self._rows[:0]
+
+    def draw(self) -> list[Tensor]:
+        """The next batch; every sample comes once before any comes again."""
+        if len(self._left) < self._size:
+            self._left = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
+        batch, self._left = self._left[: self._size], self._left[self._size :]
+        if self._fixed is None:
+            return [batch]
+        return [filled_up(piece, self._fixed) for piece in batch.split(self._fixed)]
+
+
+def _copied(values: Sequence[Tensor]) -> list[Tensor]:
+    return [value.detach().clone() for value in values]
+
+
+@torch.no_grad()
+def _restore(values: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    for value, old in zip(values, saved, strict=True):
+        value.copy_(old)

@@ -1,0 +1,109 @@
+"""Through the blocks of a graph, one after the other, with a checkpoint after each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ompq_deploy.artifacts import QuantizedGraph, Samples
+from ompq_deploy.errors import BadInput
+from ompq_deploy.finetune import checkpoint as files
+from ompq_deploy.quantize.reconstruct import ReconstructSettings
+from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork
+from ompq_deploy.quantize.reconstruct.blocks import find_blocks
+from ompq_deploy.quantize.reconstruct.learn import learn
+from ompq_deploy.quantize.reconstruct.prefix import Prefix
+from ompq_deploy.timing import Listener
+from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph
+
+BAR = 20
+"""Characters of the progress bar."""
+SEED_STRIDE = 1_000_003
+
+log = logging.getLogger(__name__)
+
+
+def walk(
+    start: QuantizedGraph, samples: Samples, settings: ReconstructSettings, checkpoint: Path | None, tell: Listener
+) -> QuantizedGraph:
+    """`reconstruct`, with torch there."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = FakeQuantGraph(start).requires_grad_(False).to(device)
+    blocks = find_blocks(start.graph)
+    run = identity(start, samples, settings)
+    done = _resume(network, checkpoint, run) if checkpoint else 0
+    progress = _Progress(len(blocks), done, tell)
+    with _threads(settings.threads):
+        prefix = Prefix(network, samples, blocks, device)
+        for number, block in enumerate(blocks):
+            exact, inputs = prefix.inputs(block)
+            data = BlockData(exact=exact, inputs=inputs, targets=prefix.targets(block))
+            part = BlockNetwork(network, block)
+            if number >= done:
+                learned = learn(part, data, settings, settings.seed * SEED_STRIDE + number)
+                log.info("%s: %.4g -> %.4g in %d steps", block.name, learned.before, learned.after, learned.steps)
+                if checkpoint:
+                    files.save(checkpoint, run, {"done": number + 1, "network": network.state_dict()})
+                progress.passed(number + 1)
+            prefix.advance(number, data.targets, part.outputs(inputs))
+    return network.quantized()
+
+
+def identity(start: QuantizedGraph, samples: Samples, settings: ReconstructSettings) -> dict[str, Any]:
+    """What a checkpoint is bound to: sha256 of model, samples and the integers to begin with, and the settings."""
+    integers = hashlib.sha256()
+    for q in start.layers:
+        integers.update(json.dumps([q.layer.name, q.bits, sorted(q.biases)]).encode())
+        for data in (q.codes.tobytes(), q.scale.tobytes(), *(q.biases[node].tobytes() for node in sorted(q.biases))):
+            integers.update(data)
+    integers.update(json.dumps({name: asdict(grid) for name, grid in sorted(start.grids.items())}).encode())
+    model = hashlib.sha256(start.graph.model.SerializeToString(deterministic=True)).hexdigest()
+    return {"model": model, "samples": samples.sha256, "integers": integers.hexdigest(), "settings": asdict(settings)}
+
+
+def _resume(network: FakeQuantGraph, path: Path, run: dict[str, Any]) -> int:
+    """How many blocks an earlier run of the same kind has done, whose state `network` gets."""
+    if not path.exists():
+        return 0
+    try:
+        state = files.load(path, run)
+    except BadInput as e:
+        log.info("%s is not used, and will be overwritten: %s", path, e.what)
+        return 0
+    network.load_state_dict(state["network"])
+    return int(state["done"])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch on `count` threads, 0 for as many as it likes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Progress:
+    """Tells how many blocks are done and how long the rest will take, at the pace so far."""
+
+    def __init__(self, total: int, done: int, tell: Listener) -> None:
+        self._total, self._first, self._tell = total, done, tell
+        self._started = time.perf_counter()
+
+    def passed(self, done: int) -> None:
+        """`done` blocks are done."""
+        pace = (time.perf_counter() - self._started) / (done - self._first)
+        minutes, seconds = divmod(round(pace * (self._total - done)), 60)
+        bar = ("#" * (BAR * done // self._total)).ljust(BAR, ".")
+        self._tell(f"block {done}/{self._total} [{bar}] {minutes}:{seconds:02} left", None)

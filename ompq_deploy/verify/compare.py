@@ -1,0 +1,203 @@
+"""Compare three executions of one quantized network: NumPy reference, integer-only ONNX, Q/DQ ONNX.
+
+The integer-only model must equal the reference in every integer. The Q/DQ model rounds differently: onnxruntime
+requantizes in fp32, ties to even, where the specification multiplies by M / 2^shift and rounds half up. So it is
+compared layer by layer, each layer fed the integers that the Q/DQ model had, which keeps one layer's rounding from
+reaching the next; and once more from end to end, where such differences add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ompq_deploy.artifacts import Grid, Samples
+from ompq_deploy.export.integer.check import float_tensors_inside
+from ompq_deploy.export.integer.emit import accumulator, storage_zero, stored
+from ompq_deploy.export.integer.program import ACCUMULATING, IntegerProgram, leaves_integers
+from ompq_deploy.export.qdq_names import QdqNames
+from ompq_deploy.runner import returning, start
+from ompq_deploy.simulator import ProgramRun, run_program
+from ompq_deploy.verify.tally import Tally, exact_share
+from ompq_deploy.verify.verdict import Check, Departure, LayerVerdict, Verdict
+
+MAX_LAYER_STEPS = 1
+"""One rounding of the same real number by two rules differs by one step at most."""
+
+MIN_LAYER_EXACT = 0.99
+"""Only results close to a tie differ, since fp32 carries 24 bits and M 31: real networks give 0.9999 and more."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def verify(
+    program: IntegerProgram,
+    integer_model: onnx.ModelProto,
+    qdq_model: onnx.ModelProto,
+    samples: Samples,
+    *,
+    max_samples: int = 4,
+) -> Verdict:
+    """Run all three on up to `max_samples` samples and compare.
+
+    `layers`, `exact_fraction` and `max_lsb` are layer by layer, and so is the decision. `end_to_end` lets rounding
+    differences travel from layer to layer; `output_difference` is the largest ||integer - Q/DQ|| / ||Q/DQ|| over the
+    graph outputs.
+    """
+    grids, names = program.graph.activations, QdqNames(program.graph)
+    integer_session = _session(integer_model, _integer_tensors(program))
+    qdq_session = _session(qdq_model, [names.quantized(name) for name in grids])
+    forced, free = ({name: Tally() for name in grids} for _ in range(2))
+    against_reference = {step: Tally() for step in _steps(program)}
+    outputs: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {name: [] for name in program.graph.output_names}
+    count = 0
+    for feed in _feeds(samples, program, max_samples):
+        count += len(next(iter(feed.values())))
+        integer, qdq = _run(integer_session, feed), _run(qdq_session, feed)
+        for step, ours, theirs in _against_reference(program, run_program(program, feed), integer):
+            against_reference[step].add(ours, theirs)
+        given = {name: _from_storage(qdq[names.quantized(name)], program.grids[name]) for name in grids}
+        layerwise = run_program(program, feed, given=given)
+        for name in grids:
+            forced[name].add(layerwise.integers[name], given[name])
+            free[name].add(_from_storage(integer[stored(name)], program.grids[name]), given[name])
+        for name, pairs in outputs.items():
+            pairs.append((integer[name], qdq[name]))
+    floats = float_tensors_inside(integer_model)
+    differs = next((step for step, tally in against_reference.items() if tally.different), None)
+    deviates = _deviation(program, forced)
+    return Verdict(
+        checks=(
+            _reference_check(differs, against_reference),
+            Check(name="integer-only", passed=not floats, detail=f"floats inside: {', '.join(floats)}" * bool(floats)),
+            _qdq_check(deviates, forced),
+        ),
+        first_departure=differs or deviates,
+        samples=count,
+        matches_reference=differs is None,
+        float_tensors_inside=floats,
+        exact_fraction=exact_share(forced.values()),
+        max_lsb=max(tally.steps for tally in forced.values()),
+        end_to_end_exact_fraction=exact_share(free.values()),
+        end_to_end_max_lsb=max(tally.steps for tally in free.values()),
+        output_difference=max(_relative_difference(pairs) for pairs in outputs.values()),
+        layers=tuple(_layer_verdict(name, tally, free[name]) for name, tally in forced.items()),
+    )
+
+
+def _layer_verdict(name: str, forced: Tally, free: Tally) -> LayerVerdict:
+    return LayerVerdict(
+        name=name,
+        exact_fraction=forced.exact,
+        max_lsb=forced.steps,
+        sqnr_db=forced.sqnr_db,
+        end_to_end_exact_fraction=free.exact,
+        end_to_end_sqnr_db=free.sqnr_db,
+    )
+
+
+def _reference_check(differs: Departure | None, tallies: Mapping[Departure, Tally]) -> Check:
+    if differs is None:
+        return Check(name="reference", passed=True)
+    tally = tallies[differs]
+    return Check(
+        name="reference",
+        passed=False,
+        layer=differs.layer,
+        detail=f"the integer-only model departs from the reference: {tally.different} of {tally.count} elements of "
+        f"{differs.tensor!r} differ, by up to {tally.steps}",
+    )
+
+
+def _deviation(program: IntegerProgram, tallies: Mapping[str, Tally]) -> Departure | None:
+    """The first layer that by itself differs from the Q/DQ model by more than rounding."""
+    layers = {operation.output: operation.name for operation in program.operations}
+    few = exact_share(tallies.values()) < MIN_LAYER_EXACT
+    for name, tally in tallies.items():
+        if tally.steps > MAX_LAYER_STEPS or (few and tally.exact < MIN_LAYER_EXACT):
+            return Departure(layer=layers.get(name, name), tensor=name)
+    return None
+
+
+def _qdq_check(deviates: Departure | None, tallies: Mapping[str, Tally]) -> Check:
+    if deviates is None:
+        return Check(name="qdq", passed=True)
+    tally = tallies[deviates.tensor]
+    return Check(
+        name="qdq",
+        passed=False,
+        layer=deviates.layer,
+        detail=f"fed the same integers as the Q/DQ model, {100 * tally.exact:.2f} % of {deviates.tensor!r} are equal, "
+        f"and the largest difference is {tally.steps} steps",
+    )
+
+
+def _steps(program: IntegerProgram) -> list[Departure]:
+    """What is compared with the reference, in execution order; a layer's accumulator and integers count together."""
+    layers = {name: name for name in program.inputs} | {op.output: op.name for op in program.operations}
+    endings = [ending.tensor for ending in program.dequantized if ending.tensor not in layers]
+    return [Departure(layer=layer, tensor=tensor) for tensor, layer in layers.items()] + [
+        Departure(layer=tensor, tensor=tensor) for tensor in endings
+    ]
+
+
+def _against_reference(
+    program: IntegerProgram, reference: ProgramRun, integer: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[Departure, NDArray[Any], NDArray[Any]]]:
+    """Every integer, accumulator and dequantized float of the integer model beside the reference's.
+
+    Floats are compared by their bits, as integers.
+    """
+    for step in _steps(program):
+        name = step.tensor
+        if name in reference.accumulators:
+            yield step, integer[accumulator(name)], reference.accumulators[name]
+        if name in reference.integers:
+            yield step, _from_storage(integer[stored(name)], program.grids[name]), reference.integers[name]
+        if name in reference.floats:
+            yield step, integer[name].view(np.int32), reference.floats[name].view(np.int32)
+
+
+def _integer_tensors(program: IntegerProgram) -> list[str]:
+    """Every tensor of the integer model that the reference computes too."""
+    integers = [*program.inputs, *(operation.output for operation in program.operations if leaves_integers(operation))]
+    sums = [operation.output for operation in program.operations if isinstance(operation, ACCUMULATING)]
+    return [*map(stored, integers), *map(accumulator, sums), *(ending.tensor for ending in program.dequantized)]
+
+
+def _from_storage(codes: NDArray[Any], grid: Grid) -> NDArray[np.int32]:
+    return codes.astype(np.int32) - np.int32(storage_zero(grid))
+
+
+def _relative_difference(pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> float:
+    ours = np.concatenate([np.asarray(pair[0], np.float64).ravel() for pair in pairs])
+    theirs = np.concatenate([np.asarray(pair[1], np.float64).ravel() for pair in pairs])
+    size = float(np.linalg.norm(theirs))
+    distance = float(np.linalg.norm(ours - theirs))
+    return distance / size if size else distance
+
+
+def _feeds(samples: Samples, program: IntegerProgram, max_samples: int) -> list[Arrays]:
+    """Whole batches of about `max_samples` samples; a fixed batch larger than the data repeats it."""
+    size = program.graph.batch or min(max_samples, len(samples))
+    batches = max(1, min(max_samples, len(samples)) // size)
+    rows = np.arange(batches * size) % len(samples)
+    return [
+        {name: samples.inputs[name][rows[start : start + size]] for name in program.graph.input_names}
+        for start in range(0, len(rows), size)
+    ]
+
+
+def _session(model: onnx.ModelProto, exposed: list[str]) -> ort.InferenceSession:
+    """A session that also returns the tensors `exposed`."""
+    return start(returning(model, list(dict.fromkeys([*(value.name for value in model.graph.output), *exposed]))))
+
+
+def _run(session: ort.InferenceSession, feed: Arrays) -> Arrays:
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))

@@ -1,0 +1,304 @@
+"""`ompq-deploy verify FOLDER` finds every seeded mutation of what a run wrote, names the layer, and leaves with 1."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from ompq_deploy import cli, pipeline
+from ompq_deploy.lock import sha256_of
+from ompq_deploy.metrics import MetricSettings
+from ompq_deploy.quantize import QuantizeSettings
+from ompq_deploy.settings import DeploySettings, PlanSettings
+from tests import models
+
+Change = Callable[[np.ndarray], np.ndarray]
+Run = Callable[..., tuple[int, str, str]]
+Verify = Callable[[Path], tuple[int, dict[str, Any]]]
+
+
+def write_run(
+    folder: Path, *, seed: int = 0, size: str = "16KB", targets: tuple[str, ...] = ("onnx", "integer")
+) -> Path:
+    """A finished run of the residual network with weights and images of one seed."""
+    folder.mkdir()
+    model = models.save(models.residual_network(seed=seed), folder / "float.onnx")
+    images = np.random.default_rng(seed).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    np.savez(folder / "data.npz", images=images)
+    settings = PlanSettings(
+        size=size,
+        calib=folder / "data.npz",
+        metric=MetricSettings(name="mse"),
+        quantize=QuantizeSettings(effort="quick"),
+        threads=1,
+    )
+    pipeline.deploy(model, DeploySettings(plan=settings, out=folder / "out", targets=targets))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run") / "first")
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ompq-deploy", *map(str, arguments), "--quiet"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def verify(run: Run) -> Verify:
+    """`ompq-deploy verify FOLDER`: exit code and document."""
+
+    def call(folder: Path) -> tuple[int, dict[str, Any]]:
+        code, out, error = run("verify", folder, "--json")
+        assert out, error
+        return code, json.loads(out)
+
+    return call
+
+
+def change(path: Path, change: Change, name: str) -> None:
+    """Change one initializer of a model file."""
+    model = onnx.load(path)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    before = numpy_helper.to_array(tensor)
+    after = change(before.copy())
+    assert (before != after).any()
+    tensor.CopyFrom(numpy_helper.from_array(after.astype(before.dtype), name))
+    onnx.save(model, path)
+
+
+def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+def flip_one(codes: np.ndarray) -> np.ndarray:
+    """The lowest bit of one weight; the same change for codes that are stored with an offset."""
+    changed = codes.astype(np.int32)
+    changed.reshape(-1)[5] ^= 1
+    return changed
+
+
+def swap_channels(codes: np.ndarray) -> np.ndarray:
+    codes[[0, 1]] = codes[[1, 0]]
+    return codes
+
+
+def one_percent_more(values: np.ndarray) -> np.ndarray:
+    return values + (values // 100 if values.dtype.kind == "i" else values / 100)
+
+
+def shift_by_one_more(shift: np.ndarray) -> np.ndarray:
+    return shift + 1
+
+
+def failed(document: dict[str, Any]) -> dict[str, str]:
+    """The checks that failed, and the layer each names."""
+    return {check["name"]: check["layer"] for check in document["checks"] if not check["passed"]}
+
+
+def test_an_untouched_run_passes(folder: Path, verify: Verify) -> None:
+    code, document = verify(folder)
+    assert code == 0
+    assert failed(document) == {}
+    assert document["first_departure"] is None
+    assert [check["name"] for check in document["checks"]][:2] == ["files", "integers"]
+
+
+LAYERS = ("stem", "depthwise", "project", "main1", "main2", "downsample", "fc")
+QDQ_CODES = {layer: f"w{position}" for position, layer in enumerate(LAYERS)}
+TENSORS = {
+    "stem": "stem_relu_out",
+    "depthwise": "depthwise_clip_out",
+    "main1": "main1_relu_out",
+    "downsample": "add2_relu_out",
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("mutation", [flip_one, swap_channels], ids=["one weight", "swapped channels"])
+def test_weights_changed_in_the_qdq_model(layer: str, mutation: Change, folder: Path, verify: Verify) -> None:
+    change(folder / "model.qdq.onnx", mutation, QDQ_CODES[layer])
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"files": "", "integers": layer, "reference": layer}
+    assert document["first_departure"]["layer"] == layer
+
+
+@pytest.mark.parametrize(
+    ("part", "mutation"),
+    [
+        ("codes", flip_one),
+        ("codes", swap_channels),
+        ("scaled_multiplier", one_percent_more),
+        ("shift", shift_by_one_more),
+    ],
+    ids=["one weight", "swapped channels", "scale off by 1 %", "wrong shift"],
+)
+@pytest.mark.parametrize("layer", TENSORS)
+def test_the_integer_model_changed(layer: str, part: str, mutation: Change, folder: Path, verify: Verify) -> None:
+    change(folder / "model.int.onnx", mutation, f"{TENSORS[layer]}_{part}")
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"files": "", "reference": layer}
+    assert document["first_departure"] == {"layer": layer, "tensor": TENSORS[layer]}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_weight_scale_off_by_one_percent(layer: str, folder: Path, verify: Verify) -> None:
+    change(folder / "model.qdq.onnx", one_percent_more, f"{QDQ_CODES[layer]}_s")
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"files": "", "integers": layer, "reference": layer}
+
+
+def test_an_activation_scale_off_by_one_percent(folder: Path, verify: Verify) -> None:
+    change(folder / "model.qdq.onnx", one_percent_more, "x_s")
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"files": "", "integers": "stem", "reference": "x"}
+
+
+def test_one_weight_changed_in_both_models_alike(folder: Path, verify: Verify) -> None:
+    """Their executions agree, so that only the lock can tell."""
+    change(folder / "model.qdq.onnx", flip_one, QDQ_CODES["main1"])
+    change(folder / "model.int.onnx", flip_one, "main1_relu_out_codes")
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"files": "", "integers": "main1"}
+    assert document["matches_reference"] is True
+
+
+def test_a_model_of_another_run(folder: Path, tmp_path: Path, verify: Verify) -> None:
+    other = write_run(tmp_path / "second", size="7KB")
+    shutil.copy(other / "model.int.onnx", folder)
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"files": "", "reference": "main2"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": "7KB"}, "is not stored as"),
+        ({"seed": 1}, "made for another model"),
+    ],
+    ids=["another plan of this model", "another model"],
+)
+def test_a_plan_of_another_run(
+    settings: dict[str, Any], message: str, folder: Path, tmp_path: Path, run: Run, finished: Path
+) -> None:
+    """The plan names its own float model, so that the one of the folder is given by hand."""
+    shutil.copy(write_run(tmp_path / "second", **settings) / "plan.json", folder)
+    code, _, error = run("verify", folder, "--model", finished.parent / "float.onnx")
+    assert code == 1
+    assert "not the files of this plan" in error
+    assert message in error
+    assert "model.qdq.onnx is not the file that plan.json records" in error
+
+
+def test_a_missing_record_is_told(folder: Path, verify: Verify) -> None:
+    edit_json(folder / "plan.json", lambda document: document["files"].pop("model.int.onnx"))
+    (folder / "model.engine").write_bytes(b"left by an earlier run")
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"files": "", "engine": ""}
+    detail = document["checks"][0]["detail"]
+    assert "does not record model.int.onnx" in detail
+    assert "does not record model.engine" in detail
+
+
+def test_the_table_names_layer_and_check(folder: Path, run: Run) -> None:
+    change(folder / "model.int.onnx", flip_one, "main1_relu_out_codes")
+    code, out, _ = run("verify", folder)
+    assert code == 1
+    assert "first departure: main1" in out
+    assert "FAILED (files, reference)" in out
+
+
+def test_stages_run_one_by_one_keep_the_lock(finished: Path, tmp_path: Path, run: Run, verify: Verify) -> None:
+    shutil.copy(finished / "plan.json", tmp_path)
+    assert run("quantize", tmp_path / "plan.json", "--target", "onnx")[0] == 0
+    assert set(json.loads((tmp_path / "plan.json").read_text())["files"]) == {"model.qdq.onnx", "grids.json"}
+    assert run("quantize", tmp_path / "plan.json", "--target", "integer", "--target", "tensorrt")[0] == 0
+    assert verify(tmp_path)[0] == 0
+    lock = json.loads((tmp_path / "plan.json").read_text())["files"]
+    assert set(lock) == {"grids.json", "model.qdq.onnx", "model.int.onnx", "model.trt.onnx"}
+    assert lock["model.qdq.onnx"] == json.loads((finished / "plan.json").read_text())["files"]["model.qdq.onnx"]
+
+
+@pytest.fixture(scope="module")
+def with_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("tensorrt_rtx")
+    return write_run(tmp_path_factory.mktemp("engine") / "run", targets=("onnx", "integer", "tensorrt_rtx"))
+
+
+def test_an_engine_that_is_not_its_records(with_engine: Path, tmp_path: Path, verify: Verify) -> None:
+    folder = shutil.copytree(with_engine, tmp_path / "copy")
+    assert verify(folder)[0] == 0
+    plan = bytearray((folder / "model.engine").read_bytes())
+    plan[-1] ^= 1
+    (folder / "model.engine").write_bytes(plan)
+    code, document = verify(folder)
+    assert code == 1
+    assert set(failed(document)) == {"files", "engine"}
+    assert "model.engine is not the engine that engine.json records" in json.dumps(document["checks"])
+
+
+def test_an_engine_of_other_weights_with_its_record(with_engine: Path, tmp_path: Path, verify: Verify) -> None:
+    """Engine and record of another run agree with each other, and not with this network."""
+    folder = shutil.copytree(with_engine, tmp_path / "copy")
+    other = write_run(tmp_path / "other", seed=1, targets=("tensorrt_rtx",))
+    for name in ("model.engine", "engine.json", "model.trt.onnx"):
+        shutil.copy(other / name, folder)
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document)["engine"] in LAYERS
+    assert "holds other weights than model.qdq.onnx" in json.dumps(document["checks"])
+
+
+def test_one_weight_flipped_in_the_engine(with_engine: Path, tmp_path: Path, verify: Verify) -> None:
+    """With a record and a lock that were made to fit, reading the engine finds the layer."""
+    folder = shutil.copytree(with_engine, tmp_path / "copy")
+    qdq = onnx.load(folder / "model.qdq.onnx")
+    codes = numpy_helper.to_array(next(t for t in qdq.graph.initializer if t.name == QDQ_CODES["fc"]))
+    plan = bytearray((folder / "model.engine").read_bytes())
+    place = max(plan.find(layout.astype(np.int8).tobytes()) for layout in (codes, codes.T))
+    assert place >= 0
+    plan[place] ^= 1
+    (folder / "model.engine").write_bytes(plan)
+    digest = hashlib.sha256(plan).hexdigest()
+    edit_json(folder / "engine.json", lambda record: record.update(sha256=digest))
+    files = {"model.engine": digest, "engine.json": sha256_of(folder / "engine.json")}
+    edit_json(folder / "plan.json", lambda document: document["files"].update(files))
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"engine": "fc"}

@@ -1,0 +1,1 @@
+"""Test vectors of the integer operations, and the script that makes them."""
