@@ -123,7 +123,8 @@ PLANNING = _stack(
                  help="What shares one importance."),
     click.option("--orm-beta", type=float, default=orm.DEFAULT_BETA, show_default=True, help="Eq. 9's beta."),
     click.option("--effort", type=click.Choice(EFFORTS), default="default", show_default=True,
-                 help="quick: round to nearest. default: round for the least error of every layer's output."),
+                 help="quick: round to nearest. default: round for the least error of every layer's output. "
+                      "extensive: learn on from there, block by block; minutes, and needs torch."),
     click.option("--calibration-method", type=click.Choice(CALIBRATION_METHODS), default="mse", show_default=True,
                  help="How activation ranges become scales."),
     click.option("--activation-grid", type=click.Choice(ACTIVATION_GRIDS), default="asymmetric", show_default=True,

@@ -46,6 +46,7 @@ from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings, quantize
+from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document, write_html
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
@@ -205,12 +206,21 @@ def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings, 
 
 
 def run_quantize(
-    graph: PreparedGraph, captured: Capture, plan: BitPlan, samples: Samples, settings: PlanSettings
+    graph: PreparedGraph,
+    captured: Capture,
+    plan: BitPlan,
+    samples: Samples,
+    settings: PlanSettings,
+    *,
+    folder: Path | None = None,
+    tell: Listener | None = None,
 ) -> QuantizedGraph:
-    """The integers of a plan, at the effort the settings ask for."""
+    """The integers of a plan, at the effort the settings ask for. A killed run with the same `folder` goes on from the
+    CHECKPOINT_FILE there, which the caller removes when everything is written."""
     return quantize(
-        graph, captured, plan, settings.quantize, samples=samples, seed=settings.seed, threads=settings.threads
-    )
+        graph, captured, plan, settings.quantize, samples=samples, seed=settings.seed, threads=settings.threads,
+        checkpoint=folder / CHECKPOINT_FILE if folder else None, tell=tell,
+    )  # fmt: skip
 
 
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
@@ -223,8 +233,13 @@ def deploy(model: Path, settings: DeploySettings, listener: Listener | None = No
         quantized = None
         if not settings.dry_run:
             with watch.stage("quantize"):
-                quantized = run_quantize(planned.graph, planned.capture, planned.plan, planned.samples, settings.plan)
-        return finish(out, planned, quantized, settings, backend, labelled, watch)
+                quantized = run_quantize(
+                    planned.graph, planned.capture, planned.plan, planned.samples, settings.plan,
+                    folder=settings.out, tell=listener,
+                )  # fmt: skip
+        deployment = finish(out, planned, quantized, settings, backend, labelled, watch)
+    (settings.out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return deployment
 
 
 def evaluation_data(graph: PreparedGraph, settings: DeploySettings) -> LabelledSet | None:

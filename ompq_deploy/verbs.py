@@ -40,6 +40,7 @@ from ompq_deploy.pipeline import (
 from ompq_deploy.plan_file import check_plan_fits, load_plan, versions
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import load_model, prepare
+from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report.front import front_svg
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
@@ -102,7 +103,7 @@ def write_models(
         with watch.stage("capture"):
             captured = run_capture(graph, samples, settings)
         with watch.stage("quantize"):
-            quantized = run_quantize(graph, captured, plan, samples, settings)
+            quantized = run_quantize(graph, captured, plan, samples, settings, folder=folder, tell=listener)
         with watch.stage("export"):
             qdq = qdq_model(quantized)
             out.write_json(GRIDS_FILE, grids_document(quantized))
@@ -121,6 +122,7 @@ def write_models(
                 names.append(TENSORRT_FILE)
             lock_files(document, out.staged(), beside=folder)
             out.write_json(PLAN_FILE, document)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return [folder / name for name in names]
 
 

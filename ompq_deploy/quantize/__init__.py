@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
@@ -27,12 +28,16 @@ from ompq_deploy.quantize.activations import METHODS, activation_grids
 from ompq_deploy.quantize.bias_correction import mean_output_error
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.output_grids import output_errors
+from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
 from ompq_deploy.quantize.refine import RefineSettings, refine
+from ompq_deploy.timing import Listener
+from ompq_deploy.torch_graph import require_torch
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 from ompq_deploy.wide_grids import wide_grids
 
-EFFORTS = ("quick", "default")
-"""quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`)."""
+EFFORTS = ("quick", "default", "extensive")
+"""quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`);
+extensive learns on from there, block by block (`reconstruct/`, needs torch)."""
 
 OUTPUT = "output"
 CALIBRATION_METHODS = (*METHODS, OUTPUT)
@@ -63,10 +68,15 @@ def quantize(
     samples: Samples | None = None,
     seed: int = 0,
     threads: int = 0,
+    checkpoint: Path | None = None,
+    tell: Listener | None = None,
 ) -> QuantizedGraph:
     """Codes, scales and biases for `plan`. Every effort but quick reads `samples`, those of the capture.
 
-    Raises BadInput for an unknown effort, calibration method or kind of grid, and where samples are missing.
+    `checkpoint` and `tell` are those of `reconstruct`, which the effort extensive ends with.
+
+    Raises BadInput for an unknown effort, calibration method or kind of grid, and where samples are missing;
+    BackendMissing where extensive finds no torch.
     """
     settings = settings or QuantizeSettings()
     for flag, value, known in (
@@ -81,6 +91,8 @@ def quantize(
             where="--effort",
             fix="give the calibration samples, or use quick and mse",
         )
+    if settings.effort == "extensive":
+        require_torch("--effort extensive", "choose --effort default")
     kinds = (True,) if settings.activation_grid == SYMMETRIC_GRIDS else (False, True)
     grids, *others = _calibrated(graph, capture, settings.calibration_method, kinds, samples, seed, threads)
     if settings.effort == "quick" or samples is None:
@@ -88,13 +100,17 @@ def quantize(
     else:
         refinement = RefineSettings(bias_correction=settings.bias_correction, seed=seed, threads=threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement)
-    return QuantizedGraph(
+    quantized = QuantizedGraph(
         graph=graph,
         layers=layers,
         grids=grids,
         calibrated_symmetric=others[0] if others else {},
         wide_grids=wide_grids(capture.wide_ranges),
     )
+    if settings.effort != "extensive" or samples is None:
+        return quantized
+    learning = ReconstructSettings(biases=settings.bias_correction, seed=seed, threads=threads)
+    return reconstruct(quantized, samples, learning, checkpoint=checkpoint, tell=tell)
 
 
 def _calibrated(

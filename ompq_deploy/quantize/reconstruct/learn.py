@@ -9,12 +9,15 @@ Every WINDOW steps the codes are rounded and the block runs on samples held out 
 It is kept if its loss is lower than before, both on the samples held out and on all; else the block stays as it was.
 Learning ends early
 
-    when soft codes are no better than the integers were, on average over a window: rounded ones would be worse still;
-    in the second half, when most codes are decided, once PATIENCE windows have not improved the best by TOLERANCE.
+    when soft codes are no better than the integers were, on average over a window after the first: rounded ones would
+    be worse still;
+    in the second half, once PATIENCE windows have not lowered the least error learned so far by TOLERANCE. While codes
+    are still being decided that error falls from window to window, from above that of the integers at the start.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +37,7 @@ NUMBERS = 2**18
 BATCHES = (4, 64)
 """Fewest and most samples of a batch."""
 WINDOW = 50
-PATIENCE = 2
+PATIENCE = 3
 TOLERANCE = 2e-3
 HELD_OUT = 5
 """One sample in so many is held out."""
@@ -63,7 +66,7 @@ def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, s
     soft = SoftBlock(block, settings)
     optimizer = torch.optim.Adam(soft.groups, betas=BETAS)
     batches = _Batches(data, block.network.origin.graph.batch, seed)
-    stalled, window = 0, 0.0
+    stalled, window, lowest = 0, 0.0, math.inf
     for steps in range(1, settings.iterations + 1):
         optimizer.zero_grad(set_to_none=True)
         pieces = batches.draw()
@@ -79,10 +82,12 @@ def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, s
             continue
         soft.commit()
         error = block.error(held)
-        stalled = 0 if error < (1 - TOLERANCE) * best_error or 2 * steps < settings.iterations else stalled + 1
+        stalled = 0 if error < (1 - TOLERANCE) * lowest or 2 * steps < settings.iterations else stalled + 1
+        lowest = min(lowest, error)
         if error < best_error:
             best, best_error = _copied(block.parameters()), error
-        if stalled == PATIENCE or window / WINDOW > 1 - TOLERANCE:
+        hopeless = steps > WINDOW and window / WINDOW > 1 - TOLERANCE
+        if stalled == PATIENCE or hopeless:
             break
         window = 0.0
     _restore(block.parameters(), best)

@@ -1,0 +1,242 @@
+"""Reconstruction never makes a block worse, ends early where nothing is to be won, and goes on where it was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from ompq_deploy import torch_graph
+from ompq_deploy.artifacts import QuantizedGraph, Samples
+from ompq_deploy.errors import BackendMissing
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.numerics import signed_range
+from ompq_deploy.quantize import QuantizeSettings, quantize
+from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE, ReconstructSettings, reconstruct
+from ompq_deploy.quantize.reconstruct.blocks import find_blocks
+from tests import models
+from tests.test_quantize import uniform_plan
+from tests.test_refine import output_error, prepared, run, smooth_samples, varied_network
+
+QUICK = ReconstructSettings(iterations=20, threads=1)
+Network = Callable[[], onnx.ModelProto]
+
+
+def test_without_torch_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_graph, "find_spec", lambda name: None)
+    graph, samples, captured = prepared(models.residual_network(), tmp_path)
+    with pytest.raises(BackendMissing, match=r"ompq-deploy\[torch\]"):
+        quantize(graph, captured, uniform_plan(graph, 4), QuantizeSettings(effort="extensive"), samples=samples)
+
+
+torch = pytest.importorskip("torch")
+from ompq_deploy.quantize.reconstruct import learn, soft, walk  # noqa: E402
+from ompq_deploy.quantize.reconstruct.adaround import LearnedRounding, beta_at  # noqa: E402
+from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph  # noqa: E402
+from ompq_deploy.torch_graph.graph import TorchGraph  # noqa: E402
+
+
+def started(
+    folder: Path, bits: int = 3, network: Network = models.residual_network, **settings: str
+) -> tuple[QuantizedGraph, Samples]:
+    """The integers of the default effort, and some of the samples they were made with."""
+    graph, samples, captured = prepared(network(), folder)
+    start = quantize(graph, captured, uniform_plan(graph, bits), QuantizeSettings(**settings), samples=samples)
+    return start, replace(samples, inputs={name: x[:20] for name, x in samples.inputs.items()})
+
+
+def same(a: QuantizedGraph, b: QuantizedGraph) -> bool:
+    return a.grids == b.grids and all(
+        np.array_equal(x.codes, y.codes)
+        and np.array_equal(x.scale, y.scale)
+        and all(np.array_equal(bias, y.biases[node]) for node, bias in x.biases.items())
+        for x, y in zip(a.layers, b.layers, strict=True)
+    )
+
+
+def block_error(quantized: QuantizedGraph, samples: Samples, outputs: tuple[str, ...]) -> float:
+    """Squared difference from the float network at some tensors inside."""
+    feeds = {name: torch.from_numpy(value) for name, value in samples.inputs.items()}
+    with torch.no_grad():
+        found = FakeQuantGraph(quantized)(feeds, outputs)
+    exact = TorchGraph(quantized.graph)(feeds, outputs=outputs)
+    return sum(float((found[name] - exact[name]).square().sum()) for name in outputs)
+
+
+class Recorder:
+    """Stands for `learn`, notes what it returns, and stops the run after so many blocks."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.found: list[learn.Learned] = []
+        self._most = most
+        self._learn = learn.learn
+
+    def __call__(self, *arguments: object) -> learn.Learned:
+        if len(self.found) == self._most:
+            raise KeyboardInterrupt
+        self.found.append(self._learn(*arguments))
+        return self.found[-1]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounding_begins_with_the_codes_and_moves_by_one_at_most(bits: int) -> None:
+    low, high = signed_range(bits)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(low, high + 1, (1000,), generator=generator).float()
+    weight = codes + 3 * torch.randn(1000, generator=generator)
+    rounding = LearnedRounding(codes, weight, low, high)
+    torch.testing.assert_close(rounding.hard(), codes)
+    rounding.v.data = 10 * torch.randn(1000, generator=generator)
+    hard = rounding.hard()
+    assert low <= hard.min() <= hard.max() <= high
+    assert (hard - codes).abs().max() <= 1
+    moved = hard != codes
+    assert moved.any()
+    assert ((hard - codes)[moved] * (weight - codes)[moved] > 0).all()
+
+
+def test_indecision_is_zero_for_integers_only() -> None:
+    rounding = LearnedRounding(torch.zeros(4), torch.full((4,), 0.4), -8, 7)
+    assert rounding.indecision(beta_at(1.0)) > 0
+    rounding.v.data = torch.tensor([9.0, -9.0, 9.0, -9.0])
+    assert rounding.indecision(beta_at(0.0)) == 0
+    assert beta_at(0.0) > beta_at(0.5) > beta_at(1.0) > 1
+
+
+@pytest.mark.parametrize("network", [models.residual_network, varied_network])
+def test_no_block_gets_worse(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started(tmp_path, network=network)
+    monkeypatch.setattr(walk, "learn", recorder := Recorder())
+    found = reconstruct(start, samples, replace(QUICK, iterations=60))
+    assert all(block.after <= block.before for block in recorder.found)
+    first = find_blocks(start.graph)[0].outputs
+    assert block_error(found, samples, first) <= block_error(start, samples, first)
+    for before, after in zip(start.layers, found.layers, strict=True):
+        low, high = signed_range(before.bits)
+        assert low <= after.codes.min() <= after.codes.max() <= high
+        assert np.abs(after.codes.astype(int) - before.codes).max() <= 1
+        assert after.bits == before.bits
+
+
+def test_learning_lowers_the_error_of_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started(tmp_path)
+    monkeypatch.setattr(walk, "learn", recorder := Recorder())
+    found = reconstruct(start, samples, replace(QUICK, iterations=300))
+    assert min(block.after / block.before for block in recorder.found) < 0.98
+    assert any((a.codes != b.codes).any() for a, b in zip(start.layers, found.layers, strict=True))
+
+
+def test_a_block_that_cannot_improve_ends_early_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without learning rates nothing changes, so no window improves."""
+    for name in ("ROUNDING_RATE", "RATIO_RATE", "BIAS_RATE"):
+        monkeypatch.setattr(soft, name, 0.0)
+    monkeypatch.setattr(walk, "learn", recorder := Recorder())
+    start, samples = started(tmp_path)
+    found = reconstruct(start, samples, replace(QUICK, iterations=300))
+    assert all(block.steps < 300 for block in recorder.found)
+    assert same(found, FakeQuantGraph(start).quantized())
+
+
+def test_the_qdq_model_computes_what_was_learned(tmp_path: Path) -> None:
+    start, samples = started(tmp_path, 4)
+    found = reconstruct(start, samples, QUICK)
+    feeds = {name: torch.from_numpy(value) for name, value in samples.inputs.items()}
+    (outputs,) = (value.detach().numpy() for value in FakeQuantGraph(found)(feeds).values())
+    expected = run(qdq_model(found), samples, len(samples), as_written=True)
+    assert np.abs(outputs - expected).max() <= 0.02 * np.abs(expected).max()
+    assert np.median(np.abs(outputs - expected)) <= 1e-5 * np.abs(expected).max()
+
+
+def test_the_same_seed_gives_the_same_integers(tmp_path: Path) -> None:
+    start, samples = started(tmp_path)
+    settings = replace(QUICK, drop=0.5, seed=3)
+    assert same(reconstruct(start, samples, settings), reconstruct(start, samples, settings))
+
+
+def test_a_killed_run_goes_on_to_the_same_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started(tmp_path)
+    whole = reconstruct(start, samples, QUICK)
+    checkpoint = tmp_path / CHECKPOINT_FILE
+    monkeypatch.setattr(walk, "learn", Recorder(most=2))
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(start, samples, QUICK, checkpoint=checkpoint)
+    monkeypatch.setattr(walk, "learn", rest := Recorder())
+    assert same(reconstruct(start, samples, QUICK, checkpoint=checkpoint), whole)
+    monkeypatch.setattr(walk, "learn", every := Recorder())
+    reconstruct(start, samples, QUICK)
+    assert len(rest.found) == len(every.found) - 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_checkpoint_of_another_run_is_not_used(
+    damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, samples = started(tmp_path)
+    checkpoint = tmp_path / CHECKPOINT_FILE
+    reconstruct(start, samples, replace(QUICK, seed=1), checkpoint=checkpoint)
+    if damaged:
+        checkpoint.write_bytes(b"half of a file")
+    monkeypatch.setattr(walk, "learn", recorder := Recorder())
+    found = reconstruct(start, samples, QUICK, checkpoint=checkpoint)
+    assert len(recorder.found) > 0
+    assert same(found, reconstruct(start, samples, QUICK))
+
+
+def test_a_checkpoint_is_bound_to_model_samples_integers_and_settings(tmp_path: Path) -> None:
+    start, samples = started(tmp_path)
+    own = walk.identity(start, samples, QUICK)
+    (tmp_path / "other").mkdir()
+    others = [
+        walk.identity(started(tmp_path / "other", network=varied_network)[0], samples, QUICK),
+        walk.identity(start, replace(samples, sha256="other"), QUICK),
+        walk.identity(started(tmp_path, 4)[0], samples, QUICK),
+        walk.identity(start, samples, replace(QUICK, seed=1)),
+    ]
+    assert all(other != own for other in others)
+
+
+def test_progress_tells_blocks_and_time_left(tmp_path: Path) -> None:
+    start, samples = started(tmp_path)
+    told: list[str] = []
+    reconstruct(start, samples, replace(QUICK, iterations=10), tell=lambda text, seconds: told.append(text))
+    assert [text.split()[1] for text in told] == ["1/4", "2/4", "3/4", "4/4"]
+    assert told[-1].endswith("0:00 left")
+
+
+def test_biases_that_may_not_move_stay(tmp_path: Path) -> None:
+    start, samples = started(tmp_path, bias_correction=False)
+    found = reconstruct(start, samples, replace(QUICK, biases=False))
+    for a, b in zip(start.layers, found.layers, strict=True):
+        for node, bias in a.biases.items():
+            np.testing.assert_array_equal(bias, b.biases[node])
+
+
+def test_the_effort_hands_its_settings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, samples, captured = prepared(models.residual_network(), tmp_path)
+    calls: list[tuple[ReconstructSettings, Path]] = []
+
+    def noted(
+        start: QuantizedGraph, _: Samples, settings: ReconstructSettings, *, checkpoint: Path, tell: None
+    ) -> QuantizedGraph:
+        calls.append((settings, checkpoint))
+        return start
+
+    monkeypatch.setattr("ompq_deploy.quantize.reconstruct", noted)
+    settings = QuantizeSettings(effort="extensive", bias_correction=False)
+    quantize(
+        graph, captured, uniform_plan(graph, 4), settings, samples=samples, seed=5, threads=1, checkpoint=tmp_path / "x"
+    )
+    assert calls == [(ReconstructSettings(biases=False, seed=5, threads=1), tmp_path / "x")]
+
+
+def test_a_fixed_batch(tmp_path: Path) -> None:
+    start, _ = started(tmp_path, network=lambda: models.residual_network(4))
+    samples = smooth_samples(start.graph, count=18)
+    found = reconstruct(start, samples, QUICK)
+    assert output_error(found, smooth_samples(start.graph, count=16)) < 1.5 * output_error(
+        start, smooth_samples(start.graph, count=16)
+    )
