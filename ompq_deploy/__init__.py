@@ -14,7 +14,7 @@ def deploy(model: str, size: str, out: str | None = None, **settings: Any) -> De
     """Do the whole job of `ompq-deploy MODEL --size SIZE`; the same result object as the command.
 
     `settings` are fields of `settings.PlanSettings` (calib, bits, samples, metric, ...) and
-    `settings.DeploySettings` (targets, eval_data, max_drop, dry_run). Raises `errors.OmpqError`.
+    `settings.DeploySettings` (targets, arithmetic, eval_data, max_drop, dry_run). Raises `errors.OmpqError`.
     """
     from dataclasses import fields
     from pathlib import Path

@@ -27,13 +27,15 @@ class Samples:
     """N samples, ready to be fed: one array per graph input, every first axis N long.
 
     `labels` is int64 (N,) where the data has any. `source` is what a person would call the data,
-    `sha256` covers the bytes fed, so that a plan can name exactly what it was calibrated on.
+    `sha256` covers the bytes fed, so that a plan can name exactly what it was calibrated on. `layout` is NCHW or NHWC
+    where the samples are images, fed to the one input.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     labels: NDArray[np.int64] | None
     source: str
     sha256: str
+    layout: str | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))

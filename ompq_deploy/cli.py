@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from ompq_deploy.errors import BadInput, OmpqError
 from ompq_deploy.options import (
+    ARITHMETIC,
     DATA,
     FLOAT_MODEL,
     JUDGING,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
+LOG_EVERY = 30.0
+"""Seconds between two lines about the same stage where standard error is no terminal."""
 
 
 class _DefaultToDeploy(click.Group):
@@ -66,6 +70,7 @@ def cli() -> None:
 @PLANNING
 @DATA
 @TARGETS_WRITTEN
+@ARITHMETIC
 @JUDGING
 @click.option("--dry-run", is_flag=True, help="Plan only; write no model.")
 @OUT
@@ -80,6 +85,7 @@ def deploy(model: Path, **flags: Any) -> None:
         plan=plan_settings(flags),
         out=flags["out"] or _default_out(model),
         targets=flags["targets"],
+        arithmetic=flags["arithmetic"],
         eval_data=flags["eval_data"],
         max_drop=flags["max_drop"],
         dry_run=flags["dry_run"],
@@ -138,6 +144,7 @@ def pareto(model: Path, **flags: Any) -> None:
 @click.option(
     "--target", "targets", type=click.Choice(TARGETS), multiple=True, default=("onnx", "integer"), show_default=True
 )
+@ARITHMETIC
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="onnxruntime threads; 0: all cores.")
 @OUT
 @VERBOSITY
@@ -146,7 +153,9 @@ def quantize(plan_path: Path, **flags: Any) -> None:
     from ompq_deploy import verbs
 
     out = flags["out"] or plan_path.parent
-    written = verbs.write_models(plan_path, flags["model"], flags["targets"], out, _listener(flags))
+    written = verbs.write_models(
+        plan_path, flags["model"], flags["targets"], out, _listener(flags), arithmetic=flags["arithmetic"]
+    )
     _print_written(written, flags)
 
 
@@ -220,13 +229,18 @@ def build(folder: Path, **flags: Any) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @FLOAT_MODEL
+@click.option(
+    "--engine-outputs",
+    type=click.Path(path_type=Path),
+    help="What the folder's engine computed on another machine: an .npz of its inputs and outputs by name.",
+)
 @VERBOSITY
 def verify(folder: Path, **flags: Any) -> None:
     """Check a folder's files against its plan.json, and the executions of its network against each other."""
     from ompq_deploy import verbs
     from ompq_deploy.report.verdict import decision, verdict_tables
 
-    document = verbs.verify_folder(folder, flags["model"], _listener(flags))
+    document = verbs.verify_folder(folder, flags["model"], flags["engine_outputs"], _listener(flags))
     if flags["as_json"]:
         _print_json(document)
     else:
@@ -355,17 +369,26 @@ def _default_out(model: Path) -> Path:
 
 
 def _listener(flags: dict[str, Any]) -> Callable[[str, float | None], None] | None:
-    """Progress on standard error: one line per finished stage, and on a terminal the one under way."""
+    """Progress on standard error: one line per finished stage, and the one under way; that is overwritten on a terminal
+    and told every LOG_EVERY seconds elsewhere."""
     if flags["quiet"]:
         return None
     console = Console(stderr=True)
+    told = time.monotonic()
 
     def tell(stage: str, seconds: float | None) -> None:
+        nonlocal told
         width = console.width - 1 if console.is_terminal else 0
         if seconds is not None:
-            console.print(f"  {stage:10} {seconds:7.2f} s".ljust(width), highlight=False)
+            line, end = f"  {stage:10} {seconds:7.2f} s", "\n"
         elif console.is_terminal:
-            console.print(f"  {stage} ...".ljust(width), end="\r", highlight=False)
+            line, end = f"  {stage} ...", "\r"
+        elif time.monotonic() - told >= LOG_EVERY:
+            line, end = f"  {stage}", "\n"
+        else:
+            return
+        told = time.monotonic()
+        console.print(line.ljust(width), end=end, highlight=False, markup=False)
 
     return tell
 

@@ -22,23 +22,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ompq_deploy.artifacts import Float32, Float64
 from ompq_deploy.errors import BadInput, GateFailed, OmpqError
+from ompq_deploy.runner import ORT_FAILURES
 
 SMALLEST_PROBABILITY = 1e-7
 SUM_TOLERANCE = 1e-3
 ERRORS_ONLY = 3
-ORT_FAILURES = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 class Data(Protocol):

@@ -20,7 +20,7 @@ from ompq_deploy.real_functions import ELEMENTWISE
 
 ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
 """All inputs are values; a constant one is folded into multipliers and offsets."""
-JOINING = frozenset(("Concat", "MatMul"))
+JOINING = frozenset(("Concat", "MatMul", "Max", "Min"))
 """All inputs are values, constants included; elsewhere the inputs after the first are settings."""
 FUSED_HEADS = frozenset(("Add", *CLAMPS))
 

@@ -13,9 +13,11 @@ import click
 from ompq_deploy.bits import SUPPORTED, parse_bits
 from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preprocess, make_preprocess
 from ompq_deploy.errors import BadInput
+from ompq_deploy.export.integer.program import ARITHMETICS, DYADIC
 from ompq_deploy.finetune.settings import AUGMENTATIONS, DEVICES, PRECISIONS, TrainSettings
 from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
 from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, QuantizeSettings
+from ompq_deploy.quantize.reconstruct import LOSSES
 from ompq_deploy.rules import Rules
 from ompq_deploy.settings import SOLVERS, TARGETS, PlanSettings
 from ompq_deploy.sizes import SIZES
@@ -67,6 +69,13 @@ TARGETS_WRITTEN = click.option(
     default=("auto",),
     show_default=True,
     help="What is written; may repeat.",
+)
+ARITHMETIC = click.option(
+    "--arithmetic",
+    type=click.Choice(ARITHMETICS),
+    default=DYADIC,
+    show_default=True,
+    help="How model.int.onnx rescales: by integers alone, or convolutions in float32 as TensorRT does.",
 )
 JUDGING = _stack(
     click.option("--eval", "eval_data", type=click.Path(path_type=Path), help="Labelled data: class folders or .npz."),
@@ -125,6 +134,10 @@ PLANNING = _stack(
     click.option("--effort", type=click.Choice(EFFORTS), default="default", show_default=True,
                  help="quick: round to nearest. default: round for the least error of every layer's output. "
                       "extensive: learn on from there, block by block; minutes, and needs torch."),
+    click.option("--reconstruct-loss", type=click.Choice(LOSSES), default="squared", show_default=True,
+                 help="Of extensive. fisher: weight a block's output by what the network's output makes of it."),
+    click.option("--reconstruct-drop", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+                 help="Of extensive: share of activations left unrounded while learning (QDrop)."),
     click.option("--calibration-method", type=click.Choice(CALIBRATION_METHODS), default="mse", show_default=True,
                  help="How activation ranges become scales."),
     click.option("--activation-grid", type=click.Choice(ACTIVATION_GRIDS), default="asymmetric", show_default=True,
@@ -205,6 +218,8 @@ def plan_settings(flags: dict[str, Any]) -> PlanSettings:
             effort=flags["effort"],
             calibration_method=flags["calibration_method"],
             activation_grid=flags["activation_grid"],
+            reconstruct_loss=flags["reconstruct_loss"],
+            reconstruct_drop=flags["reconstruct_drop"],
             bias_correction=flags["bias_correction"],
             equalize=flags["equalize"],
         ),

@@ -297,8 +297,9 @@ def _write_models(
         planned.document["achieved"]["file_bytes"] = path.stat().st_size
         planned.document["integers"] = layer_digests(read_qdq(models["qdq"], planned.graph, planned.plan))
         hold_budget(planned.plan, path.stat().st_size)
-        program = _integer_program(quantized, settings.targets, results)
+        program = _integer_program(quantized, settings, results)
         if program is not None:
+            planned.document["arithmetic"] = settings.arithmetic
             models["integer"] = integer_model(program)
             out.write_model(INTEGER_FILE, models["integer"])
     if _wants_engine(settings.targets):
@@ -351,14 +352,14 @@ def hold_budget(plan: BitPlan, file_bytes: int) -> None:
         )
 
 
-def _integer_program(quantized: QuantizedGraph, targets: tuple[str, ...], results: _Results) -> IntegerProgram | None:
-    if not {"auto", "integer"} & set(targets):
+def _integer_program(quantized: QuantizedGraph, settings: DeploySettings, results: _Results) -> IntegerProgram | None:
+    if not {"auto", "integer"} & set(settings.targets):
         return None
     try:
-        return lower(quantized)
+        return lower(quantized, settings.arithmetic)
     except BackendMissing as e:
         results.skipped["integer"] = str(e)
-        if "integer" in targets:
+        if "integer" in settings.targets:
             results.failures.append(e)
         return None
 

@@ -10,12 +10,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
 
 BATCH = 16
 ERRORS_ONLY = 3
+ORT_FAILURES = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+"""What onnxruntime raises for a model that it cannot load or run."""
 
 
 def start(model: onnx.ModelProto, threads: int = 0) -> ort.InferenceSession:

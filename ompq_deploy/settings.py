@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ompq_deploy.calib import DEFAULT_SAMPLES, Preprocess
+from ompq_deploy.export.integer.program import DYADIC
 from ompq_deploy.metrics import MetricSettings
 from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.rules import Rules
@@ -76,11 +77,12 @@ class PlanSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DeploySettings:
-    """A whole run: the plan, what to write, how to judge it."""
+    """A whole run: the plan, what to write, how to judge it. `arithmetic` is that of the integer-only model."""
 
     plan: PlanSettings
     out: Path
     targets: tuple[str, ...] = ("auto",)
+    arithmetic: str = DYADIC
     eval_data: Path | None = None
     max_drop: float | None = None
     dry_run: bool = False

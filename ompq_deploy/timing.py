@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Listener = Callable[[str, float | None], None]
-"""Called with a stage's name and None when it begins, and with its seconds when it ends."""
+"""Called with a stage's name and None when it begins, and with its seconds when it ends; in between with None and how
+far a long stage has come."""
 
 
 class Stopwatch:

@@ -13,6 +13,7 @@ from ompq_deploy.errors import BackendMissing, BadInput, GateFailed
 from ompq_deploy.evaluate import evaluate
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
+from ompq_deploy.export.integer.program import DYADIC
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.backend import BACKENDS, Backend, find_backend, no_backend_note, probe
@@ -45,7 +46,15 @@ from ompq_deploy.report.front import front_svg
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.verify import verdict_document, verify
-from ompq_deploy.verify.files import check_engine, check_files, check_integers
+from ompq_deploy.verify.engine_outputs import (
+    OutputComparison,
+    check_outputs,
+    compare_outputs,
+    outputs_document,
+    read_dump,
+)
+from ompq_deploy.verify.files import check_engine, check_files, check_grids, check_integers
+from ompq_deploy.verify.rebuilt import check_rebuilt, integer_owners, qdq_owners
 
 
 def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: Listener | None = None) -> dict[str, Any]:
@@ -88,7 +97,13 @@ def write_pareto(
 
 
 def write_models(
-    plan_path: Path, model: Path | None, targets: tuple[str, ...], folder: Path, listener: Listener | None = None
+    plan_path: Path,
+    model: Path | None,
+    targets: tuple[str, ...],
+    folder: Path,
+    listener: Listener | None = None,
+    *,
+    arithmetic: str = DYADIC,
 ) -> list[Path]:
     """The verb `quantize`: the ONNX files of an earlier plan; their paths."""
     watch = Stopwatch(listener)
@@ -115,7 +130,8 @@ def write_models(
                 hold_budget(plan, path.stat().st_size)
                 names.append(QDQ_FILE)
             if {"auto", "integer"} & set(targets):
-                out.write_model(INTEGER_FILE, integer_model(lower(quantized)))
+                out.write_model(INTEGER_FILE, integer_model(lower(quantized, arithmetic)))
+                document["arithmetic"] = arithmetic
                 names.append(INTEGER_FILE)
             if any(target.startswith("tensorrt") or target == "auto" for target in targets):
                 out.write_model(TENSORRT_FILE, tensorrt_graph(quantized))
@@ -147,38 +163,68 @@ def build(folder: Path, target: str, model: Path | None, listener: Listener | No
     return record
 
 
-def verify_folder(folder: Path, model: Path | None, listener: Listener | None = None) -> dict[str, Any]:
+def verify_folder(
+    folder: Path, model: Path | None, engine_outputs: Path | None = None, listener: Listener | None = None
+) -> dict[str, Any]:
     """The verb `verify`: the files of an earlier run, checked against its plan and compared; the new verify.json.
 
-    Raises GateFailed where the files cannot be read as those of the plan.
+    `engine_outputs` is a dump of what the folder's engine computed elsewhere. Raises GateFailed where the files cannot
+    be read or run as those of the plan.
     """
     watch = Stopwatch(listener)
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
             graph, plan, recorded = _read_plan(folder, model)
+            _must_have_written(folder, recorded, (QDQ_FILE, INTEGER_FILE))
+            dump = read_dump(engine_outputs, graph) if engine_outputs else None
             samples = calibration_samples(graph, PlanSettings.from_recorded(recorded["settings"]))
-            integer, qdq = load_model(folder / INTEGER_FILE), load_model(folder / QDQ_FILE)
         with watch.stage("verify"):
-            files = check_files(folder, recorded, WRITTEN)
+            checks = [check_files(folder, recorded, WRITTEN)]
             try:
                 check_plan_fits(plan, recorded, graph, folder / PLAN_FILE)
+                integer, qdq = load_model(folder / INTEGER_FILE), load_model(folder / QDQ_FILE)
                 quantized = replace(read_qdq(qdq, graph, plan), wide_grids=read_wide_grids(folder, graph))
-            except BadInput as e:
-                faults = f"{e.what}; {files.detail}" if files.detail else e.what
+                program = lower(quantized, recorded.get("arithmetic", DYADIC))
+                checks += [
+                    check_integers(quantized, recorded),
+                    check_grids(folder, quantized),
+                    check_rebuilt(QDQ_FILE, qdq, qdq_model(quantized), qdq_owners(graph)),
+                    check_rebuilt(INTEGER_FILE, integer, integer_model(program), integer_owners(program)),
+                ]
+                verdict = verify(program, integer, qdq, samples)
+            except (BadInput, GateFailed) as e:
+                faults = "; ".join([e.what, *(check.told() for check in checks if not check.passed)])
                 raise GateFailed(f"these are not the files of this plan: {faults}", where=e.where, fix=e.fix) from e
-            checks = [files, check_integers(quantized, recorded)]
             if (folder / ENGINE_FILE).exists() or (folder / ENGINE_RECORD).exists():
                 checks.append(check_engine(folder / ENGINE_FILE, folder / ENGINE_RECORD, quantized))
-            verdict = verify(lower(quantized), integer, qdq, samples)
-            document = verdict_document(replace(verdict, checks=(*checks, *verdict.checks)))
-            out.write_json(VERDICT_FILE, document)
+        compared: tuple[OutputComparison, ...] = ()
+        if dump is not None:
+            with watch.stage("outputs"):
+                models = {TENSORRT_FILE: load_model(folder / TENSORRT_FILE), QDQ_FILE: qdq, INTEGER_FILE: integer}
+                compared = compare_outputs(dump, TENSORRT_FILE, models, graph)
+                checks.append(check_outputs(compared))
+        document = verdict_document(replace(verdict, checks=(*checks, *verdict.checks)))
+        document["engine_outputs"] = outputs_document(compared)
+        out.write_json(VERDICT_FILE, document)
     return document
 
 
+def _must_have_written(folder: Path, recorded: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Raise BadInput where the run wrote none of a file that is to be verified: that is no fault of its files."""
+    for name in names:
+        if not (folder / name).exists() and name not in recorded.get("files", {}):
+            raise BadInput(
+                f"this run wrote no {name}, which verify compares",
+                where=str(folder),
+                fix="write it with: ompq-deploy quantize PLAN.json --target onnx --target integer",
+            )
+
+
 def _read_plan(folder: Path, model: Path | None) -> tuple[PreparedGraph, BitPlan, dict[str, Any]]:
-    """The float model's graph, the plan of an earlier run, and its document."""
+    """The float model's graph as that run had it, its plan, and its document."""
     plan, document = load_plan(folder / PLAN_FILE)
-    return prepare(model or Path(document["model"]["path"])), plan, document
+    settings = PlanSettings.from_recorded(document["settings"])
+    return prepare_graph(model or Path(document["model"]["path"]), settings), plan, document
 
 
 def eval_model(model: Path, data: Path, preprocess: Preprocess | None, threads: int) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ompq_deploy import cli
 from tests import models
 
+Run = Callable[..., tuple[int, str, str]]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -29,3 +32,17 @@ def shared() -> Callable[[str], Path]:
 def residual_model(tmp_path: Path) -> Path:
     """A small residual network with a depthwise layer, every fusion the pipeline knows, and random weights."""
     return models.save(models.residual_network(), tmp_path / "residual.onnx")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ompq-deploy", *map(str, arguments), "--quiet"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call

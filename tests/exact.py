@@ -6,6 +6,7 @@ Python integers cannot overflow. Sums of products of 8-bit values are float64 pr
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -63,6 +64,17 @@ def requantize(total: Whole, rule: p.Requantize, known: Mapping[str, Any]) -> Wh
     return shift_clamp(scaled, rule.clamp)
 
 
+def float_rescale(total: Whole, rule: p.FloatRescale) -> Whole:
+    """Channel by channel. The product of two float32 numbers is exact in float64, so it is rounded once, to float32;
+    Python's round takes ties to even."""
+    q = np.empty(total.shape, object)
+    for channel, scale in enumerate(rule.scale):
+        rounded = np.float64(total[:, channel].astype(np.float32)) * np.float64(scale)
+        steps = np.frompyfunc(lambda x: round(float(x)), 1, 1)(rounded.astype(np.float32))
+        q[:, channel] = _clamp(steps, rule.low, rule.high)
+    return q
+
+
 def windows(x: np.ndarray, window: p.Window, fill: float) -> np.ndarray:
     """(N, C, positions..., kernel...): what lies under the window at every position."""
     rank = len(window.kernel)
@@ -88,7 +100,10 @@ def conv(operation: p.IntegerConv, known: Mapping[str, Any]) -> Whole:
         part = np.tensordot(under, weights, axes=([1, *kernel], list(range(1, 2 + rank))))
         parts.append(np.moveaxis(part, -1, 1))
     bias = whole(operation.bias).reshape(-1, *[1] * rank)
-    return requantize(whole(np.concatenate(parts, axis=1)) + bias, operation.requantize, known)
+    total = whole(np.concatenate(parts, axis=1)) + bias
+    if isinstance(operation.requantize, p.FloatRescale):
+        return float_rescale(total, operation.requantize)
+    return requantize(total, operation.requantize, known)
 
 
 def matmul(operation: p.IntegerMatMul, known: Mapping[str, Any]) -> Whole:
@@ -108,6 +123,28 @@ def product(operation: p.IntegerProduct, known: Mapping[str, Any]) -> Whole:
     return requantize(left * right, operation.requantize, known)
 
 
+def quotient(operation: p.IntegerQuotient, known: Mapping[str, Any]) -> Whole:
+    def divide(x: int, y: int) -> int:
+        divisor = max(abs(y), abs(x) // operation.saturating, 1)
+        found = ((x if y >= 0 else -x) * 2**operation.bits + divisor // 2) // divisor
+        assert abs(found) <= operation.reach
+        return found
+
+    found = np.frompyfunc(divide, 2, 1)(*(known[name] for name in operation.inputs))
+    return requantize(np.asarray(found, object), operation.requantize, known)
+
+
+def extreme(operation: p.IntegerExtreme, known: Mapping[str, Any]) -> Whole:
+    choose = np.frompyfunc(max if operation.op == "Max" else min, 2, 1)
+    return np.asarray(functools.reduce(choose, _brought(operation, known)), object)
+
+
+def norm(operation: p.IntegerNorm, known: Mapping[str, Any]) -> Whole:
+    squares = np.asarray(np.sum(known[operation.input] ** 2, axis=operation.axes, keepdims=operation.keep_axes), object)
+    roots = np.frompyfunc(math.isqrt, 1, 1)(squares * 4**operation.root_shift + 1)
+    return requantize(np.asarray(roots, object), operation.requantize, known)
+
+
 def weighted_sum(operation: p.IntegerSum, known: Mapping[str, Any]) -> Whole:
     total = whole(operation.constant)
     for name, multiplier in zip(operation.inputs, operation.multipliers, strict=True):
@@ -121,9 +158,12 @@ def table(operation: p.IntegerTable, known: Mapping[str, Any]) -> Whole:
 
 
 def concat(operation: p.IntegerConcat, known: Mapping[str, Any]) -> Whole:
+    return np.concatenate(_brought(operation, known), axis=operation.axis)
+
+
+def _brought(operation: p.IntegerConcat | p.IntegerExtreme, known: Mapping[str, Any]) -> list[Whole]:
     parts = zip(operation.inputs, operation.rescales, strict=True)
-    brought = [known[name] if rule is None else requantize(known[name], rule, known) for name, rule in parts]
-    return np.concatenate(brought, axis=operation.axis)
+    return [known[name] if rule is None else requantize(known[name], rule, known) for name, rule in parts]
 
 
 def average_pool(operation: p.IntegerAveragePool, known: Mapping[str, Any]) -> Whole:
@@ -209,8 +249,6 @@ def move(operation: p.IntegerMove, known: Mapping[str, Any]) -> Whole:
         names.append("" if constant is None else f"setting{position}")
         if constant is not None:
             values[names[-1]] = known[constant] if isinstance(constant, str) else constant
-    if operation.op == "Pad":
-        names[2:3] = [""]
     node = helper.make_node(operation.op, names, ["y"], **operation.attributes)
     return whole(_first(ReferenceEvaluator(node).run(None, {name: values[name] for name in names if name})))
 
@@ -232,6 +270,9 @@ EVALUATIONS: dict[type, Callable[[Any, Mapping[str, Any]], Whole]] = {
     p.IntegerSum: weighted_sum,
     p.IntegerTable: table,
     p.IntegerConstant: lambda operation, known: whole(operation.values),
+    p.IntegerQuotient: quotient,
+    p.IntegerExtreme: extreme,
+    p.IntegerNorm: norm,
     p.IntegerConcat: concat,
     p.IntegerAveragePool: average_pool,
     p.IntegerMaxPool: max_pool,

@@ -370,3 +370,24 @@ def test_a_plan_for_another_model_is_refused(run: Run, deployed: Path, tmp_path:
     code, _, err = run("quantize", deployed / "plan.json", "--model", other)
     assert code == 2
     assert "another model" in err
+
+
+def test_progress_is_told_now_and_then_in_a_log_and_at_once_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar = "block 1/4 [#####...............] 1:05 left"
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(variable, raising=False)
+    log = cli._listener({"quiet": False})
+    assert log is not None
+    log(bar, None)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cli, "LOG_EVERY", 0.0)
+    log(bar, None)
+    assert capsys.readouterr().err == f"  {bar}\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal = cli._listener({"quiet": False})
+    assert terminal is not None
+    terminal(bar, None)
+    assert f"{bar} ..." in capsys.readouterr().err
+    assert cli._listener({"quiet": True}) is None

@@ -86,6 +86,9 @@ STEPS: dict[str, Step] = {
     "add": _pair("Add"),
     "sub": _pair("Sub"),
     "mul": _pair("Mul"),
+    "div": _pair("Div"),
+    "max": _pair("Max"),
+    "min": _pair("Min"),
     "matmul": _pair("MatMul"),
     "joined": _joined,
     "normalized": _normalized,
@@ -153,7 +156,7 @@ def test_square_roots() -> None:
     squares = roots * roots
     x = np.concatenate([squares - 1, squares, squares + 1, random.integers(1, 1 << 62, 2000)])
     x = x[(x > 0) & (x < 1 << 62)].reshape(-1, 1)
-    writer = Writer({})
+    writer = Writer({}, {})
     result = emit_square_root(writer, "x", "r")
     graph = helper.make_graph(
         writer.nodes,

@@ -19,7 +19,7 @@ from ompq_deploy.calib import PRESETS, input_specs
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.finetune.run import finetune
-from ompq_deploy.finetune.settings import FinetuneSettings, TrainSettings
+from ompq_deploy.finetune.settings import CHECKPOINT_FILE, FinetuneSettings, TrainSettings
 from ompq_deploy.plan_file import load_plan
 from ompq_deploy.prepare import prepare
 from ompq_deploy.settings import PlanSettings
@@ -251,7 +251,8 @@ def test_unlabelled_data_are_enough_to_distill(
 ) -> None:
     with np.load(settings.train[0]) as stored:
         np.savez(tmp_path / "unlabelled.npz", images=stored["images"])
-    settings = replace(settings, train=(tmp_path / "unlabelled.npz",), training=replace(SETTINGS, distill=1.0))
+    training = replace(SETTINGS, distill=1.0, epochs=8)
+    settings = replace(settings, train=(tmp_path / "unlabelled.npz",), training=training)
     finetune(residual_model, settings)
     epochs = report(settings.out)["finetune"]["epochs"]
     assert epochs[-1]["held_out_loss"] < epochs[0]["held_out_loss"]
@@ -259,9 +260,9 @@ def test_unlabelled_data_are_enough_to_distill(
 
 
 def test_a_checkpoint_of_another_run_is_refused(residual_model: Path, settings: FinetuneSettings) -> None:
-    from ompq_deploy.finetune import checkpoint
+    from ompq_deploy import checkpoint
 
-    path = settings.out / checkpoint.CHECKPOINT_FILE
+    path = settings.out / CHECKPOINT_FILE
     path.parent.mkdir()
     checkpoint.save(path, {"model_sha256": "0"}, {})
     with pytest.raises(BadInput, match=r"another run; they differ in: .*model_sha256"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from ompq_deploy.calib import PRESETS, input_specs, load_samples
 from ompq_deploy.calib.input_spec import InputSpec
 from ompq_deploy.errors import BadInput
-from ompq_deploy.finetune.augment import Draws, augmented, draw
 from ompq_deploy.finetune.data import load_training
 from ompq_deploy.finetune.schedule import rate
 from ompq_deploy.finetune.settings import TrainSettings
@@ -59,21 +57,6 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[-1] < 1e-3
     assert rate(0, 5, 0.0) == 1
-
-
-def test_images_are_flipped_and_shifted_whole() -> None:
-    images = np.random.default_rng(0).standard_normal((4, 3, 16, 24)).astype(np.float32)
-    flipped = augmented(images, Draws(flip=np.array([True, False] * 2), shift=np.zeros((4, 2))), "flip")
-    np.testing.assert_array_equal(flipped[0], images[0, :, :, ::-1])
-    np.testing.assert_array_equal(flipped[1], images[1])
-    middle = Draws(flip=np.zeros(4, bool), shift=np.full((4, 2), 0.5))
-    np.testing.assert_array_equal(augmented(images, middle, "crop"), images)
-    corner = augmented(images, replace(middle, shift=np.zeros((4, 2))), "crop")
-    np.testing.assert_array_equal(corner[:, :, 2:, 3:], images[:, :, :-2, :-3])
-    draws = draw(1000, np.random.default_rng(0))
-    assert math.isclose(draws.flip.mean(), 0.5, abs_tol=0.05)
-    assert 0 <= draws.shift.min() < 0.01
-    assert 0.99 < draws.shift.max() < 1
 
 
 def test_weights_begin_in_the_middle_of_their_codes(residual_model: Path) -> None:

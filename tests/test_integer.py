@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, QuantizedGraph, QuantizedLayer
-from ompq_deploy.errors import BackendMissing, BadInput
+from ompq_deploy.errors import BackendMissing
 from ompq_deploy.export.integer.check import float_tensors_inside
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
@@ -63,9 +63,12 @@ def padding(mode: str) -> Callable[[GraphBuilder], str]:
     return build
 
 
-def padded_with_zero(g: GraphBuilder) -> str:
-    pads = settings(g, "pads", 0, 0, 1, 2, 0, 0, 0, 1)
-    return g.node("Pad", [g.conv("x", "first", 4, 6), pads, g.constant(np.float32(0), "zero")], "tested")
+def padded_with(value: float) -> Callable[[GraphBuilder], str]:
+    def build(g: GraphBuilder) -> str:
+        pads = settings(g, "pads", 0, 0, 1, 2, 0, 0, 0, 1)
+        return g.node("Pad", [g.conv("x", "first", 4, 6), pads, g.constant(np.float32(value), "value")], "tested")
+
+    return build
 
 
 def sliced(g: GraphBuilder) -> str:
@@ -172,7 +175,7 @@ CASES: dict[str, Callable[[GraphBuilder], str]] = {
     "pad": padding("constant"),
     "pad_reflect": padding("reflect"),
     "pad_edge": padding("edge"),
-    "pad_with_zero": padded_with_zero,
+    "pad_with_zero": padded_with(0.0),
     "slice": sliced,
     "concat": concatenated,
     "relu_on_integers": concatenated_relu,
@@ -372,25 +375,28 @@ def test_dead_channels_keep_the_accumulator_in_32_bits(residual_model: Path) -> 
             assert (np.abs(operation.bias.astype(np.int64)) + sums < 2**31).all()
 
 
-def test_too_long_sums_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("followed", [False, True])
+def test_too_long_sums_are_refused(followed: bool, tmp_path: Path) -> None:
     g = GraphBuilder()
     weight = g.constant(np.ones((140_000, 1), np.float32), "w")
-    model = g.model(["N", 140_000], g.node("MatMul", ["x", weight], "long"), ["N", 1])
-    with pytest.raises(BadInput, match="'long' can reach"):
+    last = g.node("MatMul", ["x", weight], "long")
+    last = g.gemm(g.node("Relu", [last], "relu"), "last", 1, 1) if followed else last
+    model = g.model(["N", 140_000], last, ["N", 1])
+    with pytest.raises(BackendMissing, match="'long' can reach"):
         lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
 
 
 def test_uncovered_operators_are_listed_completely(tmp_path: Path) -> None:
     g = GraphBuilder()
     first = g.conv("x", "first", 3, 4)
-    ratio = g.node("Div", [first, g.node("Exp", [g.conv("x", "other", 3, 4)], "divisor")], "ratio")
-    pooled = g.node("LpPool", [g.conv(ratio, "second", 4, 4)], "pool", kernel_shape=[2, 2])
+    largest = g.node("Hardmax", [first], "largest", axis=1)
+    pooled = g.node("LpPool", [g.conv(largest, "second", 4, 4)], "pool", kernel_shape=[2, 2])
     last = g.node("Softmax", [g.conv(pooled, "third", 4, 2)], "tail", axis=1)
     quantized = quantize_graph(models.save(g.model(["N", 3, 8, 8], last, ["N", 2, 7, 7]), tmp_path / "m.onnx"))
     with pytest.raises(BackendMissing) as refusal:
         lower(quantized)
     listed = {name.strip() for kind in refusal.value.where.split(";") for name in kind.split(":")[1].split(",")}
-    assert listed == {"ratio", "pool"}
+    assert listed == {"largest", "pool"}
 
 
 def test_a_constant_that_is_not_per_channel_is_named(tmp_path: Path) -> None:
@@ -399,6 +405,15 @@ def test_a_constant_that_is_not_per_channel_is_named(tmp_path: Path) -> None:
     added = g.node("Add", [g.conv("x", "first", 3, 4), grid], "added")
     model = g.model(["N", 3, 8, 8], g.conv(added, "second", 4, 2), ["N", 2, 8, 8])
     with pytest.raises(BackendMissing, match="'position'"):
+        lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+
+
+def test_padding_that_the_grid_does_not_hold_is_named(tmp_path: Path) -> None:
+    g = GraphBuilder()
+    pads = settings(g, "pads", 0, 0, 1, 1, 0, 0, 1, 1)
+    padded = g.node("Pad", [g.conv("x", "first", 3, 4), pads, g.constant(np.float32(1e6), "value")], "padded")
+    model = g.model(["N", 3, 8, 8], g.conv(padded, "second", 4, 2), ["N", 2, 10, 10])
+    with pytest.raises(BackendMissing, match="its value 1e\\+06 lies outside"):
         lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
 
 
@@ -413,6 +428,22 @@ def test_a_float_tail_is_kept(tmp_path: Path) -> None:
     feeds = inputs(quantized.graph, SAMPLES)
     assert_equal_to_reference(program, feeds)
     np.testing.assert_allclose(run(integer_model(program), feeds)["y"].sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_one_scale_and_a_reshape_behind_the_integers(wide: bool, tmp_path: Path) -> None:
+    """onnxruntime carries a DequantizeLinear with one scale behind the Reshape, where int32 has no kernel."""
+    g = GraphBuilder()
+    last = g.conv(g.node("Relu", [g.conv("x", "first", 3, 4)], "relu"), "second", 4, 1)
+    if wide:
+        last = g.node("Mul", [last, g.node("Sigmoid", [last], "gate")], "product")
+        shape = settings(g, "shape", 0, -1)
+        flat = g.node("Reshape", [g.node("Add", [last, g.conv(last, "third", 1, 1)], "sum"), shape], "flat")
+    else:
+        flat = g.node("Reshape", [last, settings(g, "shape", 0, -1)], "flat")
+    model = g.model(["N", 3, 8, 8], g.node("Softmax", [flat], "softmax"), ["N", 64])
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    assert_equal_to_reference(lower(quantized), inputs(quantized.graph, SAMPLES))
 
 
 def test_a_grid_tensor_may_be_an_output_too(tmp_path: Path) -> None:

@@ -68,6 +68,40 @@ def difference(g: GraphBuilder) -> str:
     return g.node("Sub", [g.conv("x", "first", 4, 6), g.conv("x", "second", 4, 6, kernel=1)], "tested")
 
 
+def quotient(g: GraphBuilder) -> str:
+    divisor = g.node("Exp", [g.conv("x", "second", 4, 6, kernel=1)], "divisor")
+    return g.node("Div", [g.conv("x", "first", 4, 6), divisor], "tested")
+
+
+def signed_quotient(g: GraphBuilder) -> str:
+    """A divisor between -5 and 5 that keeps away from 0, one per channel."""
+    pooled = g.node("GlobalAveragePool", [g.conv("x", "second", 4, 6)], "pool")
+    sign = g.node("Mul", [g.node("Sign", [pooled], "sign"), scalar(g, "four", 4.0)], "fours")
+    divisor = g.node("Add", [g.node("Sigmoid", [pooled], "gate"), sign], "divisor")
+    return g.node("Div", [g.node("Relu", [g.conv("x", "first", 4, 6)], "relu"), divisor], "tested")
+
+
+def extreme(op: str) -> Build:
+    def build(g: GraphBuilder) -> str:
+        parts = [g.conv("x", "first", 4, 6), g.node("Relu", [g.conv("x", "second", 4, 6)], "relu")]
+        return g.node(op, [*parts, per_channel(g, "bound", 6, 1, 1)], "tested")
+
+    return build
+
+
+def normalized_to_length(g: GraphBuilder) -> str:
+    x = g.conv("x", "first", 4, 6)
+    length = g.node("ReduceL2", [x, settings(g, "channels", 1)], "length", keepdims=1)
+    held = g.node("Clip", [length, scalar(g, "least", 1e-12)], "held")
+    return g.node("Div", [x, held], "tested")
+
+
+def padded_with_half(g: GraphBuilder) -> str:
+    x = g.node("Sigmoid", [g.conv("x", "first", 4, 6)], "gate")
+    pads = settings(g, "pads", 0, 0, 1, 2, 0, 1, 0, 1)
+    return g.node("Pad", [x, pads, scalar(g, "value", 0.5)], "tested")
+
+
 def with_constant(op: str, *, first: bool) -> Build:
     def build(g: GraphBuilder) -> str:
         values = g.constant((g.random.standard_normal((6, 1, 1)) + 3).astype(np.float32), "values")
@@ -223,6 +257,13 @@ CASES: dict[str, Build] = {
         f"{op.lower()}_constant{'_first' * first}": with_constant(op, first=first)
         for op, first in (("Mul", False), ("Mul", True), ("Sub", False), ("Sub", True), ("Div", False))
     },
+    "quotient": quotient,
+    "signed_quotient": signed_quotient,
+    "max": extreme("Max"),
+    "min": extreme("Min"),
+    "reduce_l2": reduced("ReduceL2"),
+    "normalized_to_length": normalized_to_length,
+    "pad_with_half": padded_with_half,
     "batch_norm": batch_norm,
     "wide_max_pool": wide_max_pool,
     "instance_norm": instance_norm,

@@ -257,6 +257,33 @@ def test_a_layer_norm_written_out_becomes_one_node(square: str, divide: str, tmp
     assert [node.op_type for node in graph.model.graph.node] == ["Conv", "LayerNormalization", "Conv"]
 
 
+def test_a_group_norm_is_written_out(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    parameters = [g.constant(g.random.standard_normal(6).astype(np.float32), name) for name in ("gamma", "beta")]
+    normal = g.node("GroupNormalization", [g.conv("x", "first", 3, 6), *parameters], "norm", num_groups=3, epsilon=0.1)
+    model = g.model(["N", 3, 4, 5], g.conv(normal, "second", 6, 2), ["N", 2, 4, 5], opset=21)
+    path = models.save(model, tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    kinds = [node.op_type for node in graph.model.graph.node]
+    assert kinds == ["Conv", "Reshape", "InstanceNormalization", "Reshape", "Mul", "Add", "Conv"]
+    assert all(GraphIndex(graph.model).shapes[name] for node in graph.model.graph.node for name in node.output)
+
+
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_a_root_mean_square_norm_is_written_out(axis: int, tmp_path: Path) -> None:
+    if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 23):
+        pytest.skip("this onnxruntime knows no opset 23")
+    g = models.GraphBuilder()
+    gamma = g.constant(g.random.standard_normal((4, 5)[axis - 4 :]).astype(np.float32), "gamma")
+    normal = g.node("RMSNormalization", [g.conv("x", "first", 3, 6), gamma], "norm", axis=axis, epsilon=0.1)
+    model = g.model(["N", 3, 4, 5], g.conv(normal, "second", 6, 2), ["N", 2, 4, 5], opset=23)
+    path = models.save(model, tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert "RMSNormalization" not in {node.op_type for node in graph.model.graph.node}
+
+
 def test_sizes_beside_a_symbolic_batch_are_known(tmp_path: Path) -> None:
     """Reshape to (batch, -1, 4): shape inference alone knows no more than the 4."""
     g = models.GraphBuilder()

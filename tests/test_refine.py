@@ -196,7 +196,9 @@ def test_the_quantized_stream_computes_what_the_qdq_model_does(tmp_path: Path) -
         else:
             stream.step(head)
     expected = run(qdq_model(quantized), samples, COUNT, as_written=True)
-    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3 * np.abs(expected).max())
+    difference = np.abs(np.concatenate(found) - expected) / np.abs(expected).max()
+    assert difference.max() < 1e-2
+    assert (difference < 1e-3).mean() > 0.98, "more than ties, which may go either way"
 
 
 def test_output_errors_ignore_what_no_weight_reads(tmp_path: Path) -> None:
@@ -235,6 +237,15 @@ def test_moments_of_large_and_constant_inputs() -> None:
     np.testing.assert_allclose(moments.input_mean, x.mean(axis=2), rtol=1e-6)
     np.testing.assert_allclose(moments.hessian[0], np.cov(x[0], bias=True), atol=1e-3)
     np.testing.assert_allclose(moments.cross[0], np.cov(x[0], y[0], bias=True)[:6, 6:], atol=1e-3)
+    parts = []
+    for part in (np.arange(700), np.arange(700, 3000)):
+        sums = Accumulator()
+        sums.add(x[:, :, part].astype(np.float32), y[:, :, part].astype(np.float32))
+        parts.append(sums.moments())
+    merged = parts[0].merged(parts[1])
+    np.testing.assert_allclose(merged.hessian, moments.hessian, atol=1e-3)
+    np.testing.assert_allclose(merged.cross, moments.cross, atol=1e-2)
+    np.testing.assert_allclose(merged.output_mean, moments.output_mean, rtol=1e-6)
     zero = moments.around_zero(np.array([[0.0, 1000.0]] * 2))
     np.testing.assert_allclose(zero.hessian[0], x[0] @ x[0].T / 3000, rtol=1e-6)
     np.testing.assert_allclose(zero.cross[0], x[0] @ (y[0] - [[0], [1000]]).T / 3000, rtol=1e-4)

@@ -16,14 +16,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid
-from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.geometry import element_counts, explicit_pads, pad_widths, taps, window_of
 from ompq_deploy.export.integer.lower import lower
-from ompq_deploy.export.integer.program import IntegerConv, Window
+from ompq_deploy.export.integer.program import IntegerConv
 from ompq_deploy.export.integer.rescale import requantize as choose_requantize
+from ompq_deploy.export.integer.rules import Window
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.simulator import quantize_input, requantize, run_program
-from ompq_deploy.simulator.linear import convolve
+from ompq_deploy.simulator.linear import add_bias, convolve
 from tests.quantized import inputs, quantize_graph
 
 ort.set_default_logger_severity(3)
@@ -72,7 +72,7 @@ def test_a_residual_sum_is_rounded_once() -> None:
 
 
 def test_scales_that_cannot_be_rescaled_in_64_bits_are_refused() -> None:
-    with pytest.raises(BadInput, match="64 bits"):
+    with pytest.raises(OverflowError, match="64 bits"):
         choose_requantize("layer", 1e6, 2**30, (-128, 127))
 
 
@@ -99,7 +99,7 @@ def test_convolutions_equal_float_convolutions() -> None:
             "Conv", ["x", "w", "b"], ["y"], group=groups, strides=strides, dilations=dilations, pads=pads
         )
         expected = run_node(node, {"x": x, "w": weights, "b": bias})
-        np.testing.assert_array_equal(convolve(operation, x), expected)
+        np.testing.assert_array_equal(add_bias(operation, convolve(operation, x)), expected)
 
 
 def run_node(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> np.ndarray:

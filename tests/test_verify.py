@@ -13,9 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import QuantizedGraph, Samples
+from ompq_deploy.errors import GateFailed
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
-from ompq_deploy.export.integer.program import IntegerConv, IntegerProgram
+from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerProgram
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.verify import verdict_document, verify
 from tests import models
@@ -85,7 +86,7 @@ def test_the_exported_models_pass(batch: int | str, tmp_path: Path) -> None:
         ("main1_relu_out_scaled_multiplier", add_one_percent),
         ("main1_relu_out_shift", lambda shift: shift + 1),
         ("add2_relu_out_skip_multiplier", add_one_percent),
-        ("main1_relu_out_bias", lambda bias: bias + 100),
+        ("main1_relu_out_offset", lambda offset: offset + (offset >> 8)),
         ("dequantize_scale", lambda scale: scale * np.float32(1.001)),
     ],
 )
@@ -134,6 +135,31 @@ def test_few_differences_of_many_steps_fail_too(quantized: QuantizedGraph) -> No
     assert not verdict.passed
 
 
+@pytest.mark.parametrize("factor", [1.02, 0.0], ids=["a scale off by 2 %", "no bias"])
+def test_a_defect_where_the_integers_end_is_found(factor: float, quantized: QuantizedGraph) -> None:
+    """The last layer leaves no integers to compare."""
+    program = lower(quantized)
+    last = program.operations[-1]
+    assert isinstance(last, IntegerMatMul)
+    assert last.bias.any()
+    if factor:
+        ending = dataclasses.replace(program.dequantized[0], scale=program.dequantized[0].scale * np.float32(factor))
+        wrong = dataclasses.replace(program, dequantized=(ending,))
+    else:
+        wrong = with_layer_changed(program, last.output, bias=0 * last.bias)
+    verdict = verify(wrong, integer_model(wrong), qdq_model(quantized), samples_of(quantized))
+    assert verdict.matches_reference
+    assert [(check.name, check.layer) for check in verdict.checks if not check.passed] == [("outputs", "fc")]
+
+
+def test_a_model_that_does_not_run_fails(quantized: QuantizedGraph) -> None:
+    program = lower(quantized)
+    broken = integer_model(program)
+    next(node for node in broken.graph.node if node.op_type == "ConvInteger").input[0] = "nothing"
+    with pytest.raises(GateFailed, match="onnxruntime cannot run"):
+        verify(program, broken, qdq_model(quantized), samples_of(quantized))
+
+
 def test_many_differences_of_one_step_fail_too(quantized: QuantizedGraph) -> None:
     """Half a step too much everywhere stays within one step, but is not rounding."""
     program = lower(quantized)
@@ -168,7 +194,7 @@ def test_the_document_is_json_with_the_promised_fields(quantized: QuantizedGraph
     assert document["samples"] == 2
     assert {"exact_fraction", "max_lsb", "layers", "output_difference", "matches_reference"} <= set(document)
     assert document["first_departure"] is None
-    assert [check["name"] for check in document["checks"]] == ["reference", "integer-only", "qdq"]
+    assert [check["name"] for check in document["checks"]] == ["reference", "integer-only", "qdq", "outputs"]
     assert {"name", "exact_fraction", "max_lsb", "sqnr_db"} <= set(document["layers"][0])
 
 

@@ -17,7 +17,7 @@ from ompq_deploy.calib.input_spec import InputSpec
 from ompq_deploy.calib.labels import folder_labels
 from ompq_deploy.calib.preprocess import Preprocess
 from ompq_deploy.calib.read import list_images, read_arrays
-from ompq_deploy.calib.sources import Source, from_arrays, from_files
+from ompq_deploy.calib.sources import ImageArray, ImageFiles, Source, from_arrays, from_files
 from ompq_deploy.errors import BadInput
 
 DEFAULT_SAMPLES = 64
@@ -137,6 +137,7 @@ def _take(data: Source, labels: NDArray[np.int64] | None, chosen: NDArray[np.int
         labels=None if labels is None else labels[chosen],
         source=f"{len(chosen)} {place}, {data.how}",
         sha256=_digest(feeds),
+        layout=data.target.layout if isinstance(data, ImageFiles | ImageArray) else None,
     )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ompq_deploy.augment import Draws, augmented_feeds, draw
 from ompq_deploy.errors import BadInput
-from ompq_deploy.finetune.augment import Draws, augmented, draw
 from ompq_deploy.finetune.data import Int64, TrainingData, batch_places
 from ompq_deploy.finetune.distributed import World
 
@@ -74,9 +74,7 @@ class Batches:
         rows = self.world.rows(len(places))
         feeds, labels = self.data.take(places[rows])
         if draws is not None and self.data.layout is not None and self.augment != "none":
-            to_nchw, back = ((0, 3, 1, 2), (0, 2, 3, 1)) if self.data.layout == "NHWC" else ((0, 1, 2, 3),) * 2
-            ((name, images),) = feeds.items()
-            feeds = {name: augmented(images.transpose(to_nchw), draws.rows(rows), self.augment).transpose(back)}
+            feeds = augmented_feeds(feeds, self.data.layout, draws.rows(rows), self.augment)
         return Batch(
             feeds={name: _on(torch.from_numpy(array), self.world.device) for name, array in feeds.items()},
             labels=None if labels is None else torch.from_numpy(labels).to(self.world.device),

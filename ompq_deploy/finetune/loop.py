@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ompq_deploy import checkpoint
 from ompq_deploy.artifacts import QuantizedGraph
 from ompq_deploy.errors import BadInput
-from ompq_deploy.finetune import checkpoint
 from ompq_deploy.finetune.batches import Batch, Batches
 from ompq_deploy.finetune.distributed import World
 from ompq_deploy.finetune.held_out import Held, measure

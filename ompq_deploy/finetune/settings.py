@@ -9,6 +9,7 @@ from typing import Any
 from ompq_deploy.calib import Preprocess
 from ompq_deploy.errors import BadInput
 
+CHECKPOINT_FILE = "finetune.ckpt"
 AUGMENTATIONS = ("auto", "none", "flip", "crop", "flip+crop")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")

@@ -50,13 +50,16 @@ ACTIVATION_GRIDS = ("asymmetric", SYMMETRIC_GRIDS)
 class QuantizeSettings:
     """How hard to work on the rounding, how activations are calibrated and on which kind of grid, whether biases absorb
     the mean error, and whether the prepared graph's weights are balanced across layers beforehand
-    (`passes/equalize.py`)."""
+    (`passes/equalize.py`). `reconstruct_loss` and `reconstruct_drop` are `loss` and `drop` of `ReconstructSettings`,
+    which the effort extensive reads."""
 
     effort: str = "default"
     calibration_method: str = "mse"
     activation_grid: str = "asymmetric"
     bias_correction: bool = True
     equalize: bool = False
+    reconstruct_loss: str = "squared"
+    reconstruct_drop: float = 0.0
 
 
 def quantize(
@@ -75,7 +78,7 @@ def quantize(
 
     `checkpoint` and `tell` are those of `reconstruct`, which the effort extensive ends with.
 
-    Raises BadInput for an unknown effort, calibration method or kind of grid, and where samples are missing;
+    Raises BadInput for an unknown effort, calibration method, kind of grid or loss, and where samples are missing;
     BackendMissing where extensive finds no torch.
     """
     settings = settings or QuantizeSettings()
@@ -93,6 +96,10 @@ def quantize(
         )
     if settings.effort == "extensive":
         require_torch("--effort extensive", "choose --effort default")
+    learning = ReconstructSettings(
+        loss=settings.reconstruct_loss, drop=settings.reconstruct_drop, biases=settings.bias_correction,
+        seed=seed, threads=threads,
+    )  # fmt: skip
     kinds = (True,) if settings.activation_grid == SYMMETRIC_GRIDS else (False, True)
     grids, *others = _calibrated(graph, capture, settings.calibration_method, kinds, samples, seed, threads)
     if settings.effort == "quick" or samples is None:
@@ -109,7 +116,6 @@ def quantize(
     )
     if settings.effort != "extensive" or samples is None:
         return quantized
-    learning = ReconstructSettings(biases=settings.bias_correction, seed=seed, threads=threads)
     return reconstruct(quantized, samples, learning, checkpoint=checkpoint, tell=tell)
 
 

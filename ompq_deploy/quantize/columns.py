@@ -3,7 +3,7 @@
 Conv            x[g, (i, k), p] = input[n, g I + i, p * stride - pad + k * dilation]       (im2col; p runs over n too)
 ConvTranspose   the Conv with the kernel flipped, pads dilation (k - 1) - pad, and an input with stride - 1 zeros
                 between its elements: index r of that input is element r / stride of the real one, or zero
-Gemm, MatMul    x[0, k, p] = input[p, k], p running over all axes but the last
+Gemm, MatMul    x[0, k, p] = input[n, p, k], p running over the axes between the first and the last, and over n too
 
 Groups lead, and a column of W is a row here: weight (G, K, R), inputs (G, K, P), outputs (G, R, P).
 """
@@ -79,14 +79,14 @@ def weight_from_columns(layer: Layer, columns: NDArray) -> NDArray:
 
 
 def output_positions(layer: Layer, output: NDArray) -> int:
-    """How many positions one sample's output has (Conv), or all samples' outputs together (Gemm and MatMul)."""
-    return int(np.prod(output.shape[2:] if layer.op.startswith("Conv") else output.shape[:-1]))
+    """How many positions one sample's output has."""
+    return int(np.prod(output.shape[2:] if layer.op.startswith("Conv") else output.shape[1:-1]))
 
 
 def output_rows(layer: Layer, output: NDArray, positions: NDArray[np.intp]) -> NDArray:
     """The layer's raw output at some positions, (G, R, P)."""
     if not layer.op.startswith("Conv"):
-        return output.reshape(-1, output.shape[-1])[positions].T[np.newaxis]
+        return _rows(output, positions)
     batch, channels = output.shape[:2]
     taken = output.reshape(batch, channels, -1)[:, :, positions]
     return taken.reshape(batch, layer.groups, -1, positions.size).transpose(1, 2, 0, 3).reshape(
@@ -104,7 +104,7 @@ def input_columns(
 ) -> NDArray:
     """What the layer multiplies at some output positions, (G, K, P), in the type of `x`; `zero` stands for padding."""
     if not layer.op.startswith("Conv"):
-        return x.reshape(-1, x.shape[-1])[positions].T[np.newaxis]
+        return _rows(x, positions)
     window = window_of(layer, node, x.shape[2:], output_sizes)
     batch, channels, sizes = x.shape[0], x.shape[1], x.shape[2:]
     flat = x.reshape(batch, channels, -1)
@@ -122,3 +122,9 @@ def input_columns(
         taps.append(values.reshape(batch, layer.groups, channels // layer.groups, positions.size))
     stacked = np.stack(taps, axis=3)
     return stacked.transpose(1, 2, 3, 0, 4).reshape(layer.groups, -1, batch * positions.size)
+
+
+def _rows(x: NDArray, positions: NDArray[np.intp]) -> NDArray:
+    """Positions of a tensor whose last axis is the channels, (1, K, P)."""
+    taken = x.reshape(len(x), -1, x.shape[-1])[:, positions]
+    return taken.reshape(-1, x.shape[-1]).T[np.newaxis]

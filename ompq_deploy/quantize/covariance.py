@@ -25,8 +25,10 @@ ROUNDOFF = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """`hessian` (G, K, K), `cross` (G, K, R), `input_mean` (G, K) and `output_mean` (G, R), all float64."""
+    """`hessian` (G, K, K), `cross` (G, K, R), `input_mean` (G, K) and `output_mean` (G, R), all float64, of `count`
+    positions."""
 
+    count: int
     hessian: Float64
     cross: Float64
     input_mean: Float64
@@ -36,10 +38,24 @@ class Moments:
         """Mean X X^T and mean X (Y - bias)^T, for a bias (G, R) that has to stay as it is."""
         output_mean = self.output_mean - bias
         return Moments(
+            count=self.count,
             hessian=self.hessian + self.input_mean[:, :, None] * self.input_mean[:, None, :],
             cross=self.cross + self.input_mean[:, :, None] * output_mean[:, None, :],
             input_mean=self.input_mean,
             output_mean=output_mean,
+        )
+
+    def merged(self, other: Moments) -> Moments:
+        """The moments of the positions of both."""
+        share = other.count / (self.count + other.count)
+        dx, dy = other.input_mean - self.input_mean, other.output_mean - self.output_mean
+        between = share * (1 - share) * dx
+        return Moments(
+            count=self.count + other.count,
+            hessian=(1 - share) * self.hessian + share * other.hessian + between[:, :, None] * dx[:, None, :],
+            cross=(1 - share) * self.cross + share * other.cross + between[:, :, None] * dy[:, None, :],
+            input_mean=self.input_mean + share * dx,
+            output_mean=self.output_mean + share * dy,
         )
 
 
@@ -50,6 +66,9 @@ class Accumulator:
         self._count = 0
         self._sums: list[Float64] = []
         self._around: list[NDArray[np.float32]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
 
     def add(self, inputs: NDArray[np.float32], outputs: NDArray[np.float32]) -> None:
         """One batch: inputs (G, K, P), outputs (G, R, P)."""
@@ -75,6 +94,7 @@ class Accumulator:
         diagonal = np.einsum("gkk->gk", hessian)  # a view
         diagonal += ROUNDOFF * np.square(input_mean)
         return Moments(
+            count=self._count,
             hessian=hessian,
             cross=cross - dx[:, :, None] * dy[:, None, :],
             input_mean=input_mean,

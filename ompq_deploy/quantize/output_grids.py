@@ -56,8 +56,8 @@ def _watch(stream: Stream, layer: Layer, node: onnx.NodeProto, sums: _Errors, ra
 
     def watch(batch: int, output: NDArray) -> None:
         x = stream.value(batch, node.input[0])
-        spread = len(stream) * (len(output) if layer.op.startswith("Conv") else 1)
-        positions = draw_positions(columns.output_positions(layer, output), POSITIONS // spread, random)
+        share = POSITIONS // (len(stream) * len(output))
+        positions = draw_positions(columns.output_positions(layer, output), share, random)
         sums.add(columns.input_columns(layer, node, x, output.shape[2:], positions, 0))
 
     stream.step(tap=node.output[0], watch=watch)

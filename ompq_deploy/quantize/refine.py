@@ -5,14 +5,15 @@ Two streams walk through the graph side by side, the float one and the quantized
     X' = input of the quantized stream        Y = output of the float layer
     W' = argmin ||Y - W' X' - b'||^2          Q, s = second_order_codes(W')        b = mean Y - s Q mean X'
 
-(`gptq.py`), then the quantized stream goes on with s Q and b. The bias is the measured form of bias correction; it also
-takes out what the prefix and zero padding shift.
+(`gptq.py`, with the covariance of X' shrunk as `shrinkage.py` says), then the quantized stream goes on with s Q and b.
+The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize import columns, gptq
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
+from ompq_deploy.quantize.shrinkage import STEPS, best_shrinkage, shrunk
 from ompq_deploy.quantize.stream import Head, Stream, pieces
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
@@ -63,12 +65,13 @@ def refine(
             quantized.step()
             continue
         node = piece[0]
-        moments = _measure(exact, quantized, layer, node, grids, settings.seed)
+        halves = _measure(exact, quantized, layer, node, grids, settings.seed)
+        moments = reduce(Moments.merged, halves)
         q = done.get(layer.name)
         if q is None:
             biases = float_biases(index, layer)
             least = least_scales(index, layer, biases, grids)
-            codes, scale = _round(layer, weights[layer.name], bits[layer.name], moments, biases, least, settings)
+            codes, scale = _round(layer, weights[layer.name], bits[layer.name], halves, biases, least, settings)
             q = QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases)
         if settings.bias_correction:
             q = replace(q, biases={**q.biases, node.name: _mean_matching_bias(q, moments)})
@@ -79,31 +82,36 @@ def refine(
 
 def _measure(
     exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProto, grids: Mapping[str, Grid], seed: int
-) -> Moments:
-    """Moments of a node's quantized inputs and float outputs; takes the float stream one step further."""
+) -> tuple[Moments, ...]:
+    """Moments of a node's quantized inputs and float outputs, of even and odd samples where there are two; takes the
+    float stream one step further."""
     random = np.random.default_rng([seed, len(node.name), *node.name.encode()])
     grid = grids.get(node.input[0])
-    sums = Accumulator()
+    zero = 0 if grid is None else grid.zero_point
+    sums = (Accumulator(), Accumulator())
 
     def watch(batch: int, output: NDArray) -> None:
-        x = quantized.value(batch, node.input[0])
-        spread = len(quantized) * (len(output) if layer.op.startswith("Conv") else 1)
-        positions = draw_positions(columns.output_positions(layer, output), MAX_POSITIONS // spread, random)
-        zero = 0 if grid is None else grid.zero_point
-        inputs = columns.input_columns(layer, node, x, output.shape[2:], positions, zero)
-        if grid is not None:
-            inputs = (inputs.astype(np.float32) - zero) * np.float32(grid.scale)
-        sums.add(inputs, columns.output_rows(layer, output, positions))
+        share = MAX_POSITIONS // (len(quantized) * len(output))
+        positions = draw_positions(columns.output_positions(layer, output), share, random)
+        for parity, half in enumerate(sums):
+            rows = slice((parity + batch * len(output)) % 2, None, 2)
+            x, y = quantized.value(batch, node.input[0])[rows], output[rows]
+            if len(y) == 0:
+                continue
+            inputs = columns.input_columns(layer, node, x, y.shape[2:], positions, zero)
+            if grid is not None:
+                inputs = (inputs.astype(np.float32) - zero) * np.float32(grid.scale)
+            half.add(inputs, columns.output_rows(layer, y, positions))
 
     exact.step(tap=node.output[0], watch=watch)
-    return sums.moments()
+    return tuple(half.moments() for half in sums if half)
 
 
 def _round(
     layer: Layer,
     weight: Float32,
     bits: int,
-    moments: Moments,
+    halves: tuple[Moments, ...],
     biases: Mapping[str, Float32],
     least: Float32,
     settings: RefineSettings,
@@ -114,13 +122,20 @@ def _round(
         return widen_for_bias(
             weight, *quantize_weight(weight, bits, layer.channel_axis), least, bits, layer.channel_axis
         )
+    moments = reduce(Moments.merged, halves)
     if not settings.bias_correction:
         bias = np.asarray(biases.get(layer.name, 0.0), np.float64)
-        moments = moments.around_zero(np.broadcast_to(bias, layer.channels).reshape(moments.output_mean.shape))
+        rows = np.broadcast_to(bias, layer.channels).reshape(moments.output_mean.shape)
+        moments = moments.around_zero(rows)
+        halves = tuple(half.around_zero(rows) for half in halves)
     w = columns.weight_columns(layer, weight)
     cross, seen = moments.cross.astype(np.float32), moments.hessian.astype(np.float32)
     target = gptq.least_squares_target(w, cross, seen, TARGET_DAMPING)
-    hessian = gptq.damped(moments.hessian, DAMPING)
+    r = STEPS[0]  # one sample does not tell what varies by chance
+    if len(halves) == 2:
+        random = np.random.default_rng(settings.seed)
+        r = best_shrinkage((halves[0].hessian, halves[1].hessian), DAMPING, random)
+    hessian = gptq.damped(shrunk(moments.hessian, r), DAMPING)
     found, scale = gptq.second_order_codes(target, hessian, bits, least.reshape(w.shape[0], w.shape[2]))
     return np.ascontiguousarray(columns.weight_from_columns(layer, found)), scale.reshape(-1)
 

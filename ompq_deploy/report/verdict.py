@@ -11,8 +11,9 @@ from rich.table import Table
 
 
 def verdict_tables(document: Mapping[str, Any]) -> RenderableType:
-    """Every layer against the Q/DQ model, and every check."""
-    return Group(_layers(document), _checks(document))
+    """Every layer against the Q/DQ model, what an engine computed if that was given, and every check."""
+    engine = [_engine(document["engine_outputs"])] if document.get("engine_outputs") else []
+    return Group(_layers(document), *engine, _checks(document))
 
 
 def decision(document: Mapping[str, Any]) -> str:
@@ -39,6 +40,24 @@ def _layers(document: Mapping[str, Any]) -> Table:
             _decibels(row["end_to_end_sqnr_db"]),
         )
     table.caption = f"{document['samples']} samples; the first three figures with the same integers fed to every layer"
+    return table
+
+
+def _engine(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="the engine's outputs", title_justify="left")
+    for heading in ("output", "against"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("largest difference", "SQNR dB", "required", "agreement %"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            escape(row["output"]),
+            row["model"],
+            f"{row['max_difference']:.4g}",
+            _decibels(row["sqnr_db"]),
+            "" if row["required_db"] is None else f"{row['required_db']:.1f}",
+            "" if row["agreement"] is None else f"{100 * row['agreement']:.2f}",
+        )
     return table
 
 

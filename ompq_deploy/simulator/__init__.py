@@ -15,19 +15,21 @@ from numpy.typing import NDArray
 from ompq_deploy.artifacts import Float32, Grid
 from ompq_deploy.export.integer.program import (
     Dequantize,
-    Int64,
     IntegerAveragePool,
     IntegerConcat,
     IntegerConstant,
     IntegerConv,
+    IntegerExtreme,
     IntegerInterpolation,
     IntegerMatMul,
     IntegerMaxPool,
     IntegerMean,
     IntegerMove,
+    IntegerNorm,
     IntegerNormalization,
     IntegerProduct,
     IntegerProgram,
+    IntegerQuotient,
     IntegerSetting,
     IntegerSoftmax,
     IntegerSum,
@@ -35,13 +37,14 @@ from ompq_deploy.export.integer.program import (
     IntegerTensorProduct,
     IntegerZeroInsertion,
     Operation,
-    Values,
+    leaves_accumulator,
 )
-from ompq_deploy.simulator.elementwise import add, concatenate, look_up, multiply_elements
-from ompq_deploy.simulator.linear import convolve, insert_zeros, multiply, multiply_tensors
+from ompq_deploy.export.integer.rules import Int64, Values
+from ompq_deploy.simulator.elementwise import add, concatenate, divide, extreme, look_up, multiply_elements
+from ompq_deploy.simulator.linear import accumulate, add_bias, insert_zeros, multiply_tensors
 from ompq_deploy.simulator.moves import compute_setting, interpolate, move
-from ompq_deploy.simulator.normalize import normalize, softmax
-from ompq_deploy.simulator.pools import axis_sum, max_pool, window_sum
+from ompq_deploy.simulator.normalize import norm, normalize, softmax
+from ompq_deploy.simulator.pools import max_pool, sum_up
 from ompq_deploy.simulator.rescale import requantize
 
 __all__ = ["ProgramRun", "quantize_input", "requantize", "run_program"]
@@ -49,7 +52,8 @@ __all__ = ["ProgramRun", "quantize_input", "requantize", "run_program"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramRun:
-    """What a run leaves: every integer tensor, every accumulator (int64, within int32), the dequantized floats."""
+    """What a run leaves: every integer tensor, the accumulators that the ONNX model has too (int64, without bias), the
+    dequantized floats."""
 
     integers: Mapping[str, Values]
     accumulators: Mapping[str, Int64]
@@ -72,12 +76,20 @@ def run_program(
             read[operation.output] = compute_setting(operation, read)
             continue
         result, total = _run(operation, read)
-        if total is not None:
+        if total is not None and leaves_accumulator(operation):
             accumulators[operation.output] = total
         if result is not None:
             integers[operation.output] = result
             read.setdefault(operation.output, result)
-    floats = {ending.tensor: _dequantize(ending, read, accumulators) for ending in program.dequantized}
+    biased = {
+        operation.output: add_bias(operation, accumulators[operation.output])
+        for operation in program.operations
+        if isinstance(operation, IntegerConv | IntegerMatMul) and operation.requantize is None
+    }
+    floats = {
+        ending.tensor: _dequantize(ending, biased[ending.tensor] if ending.from_accumulator else read[ending.tensor])
+        for ending in program.dequantized
+    }
     return ProgramRun(integers=integers, accumulators=accumulators, floats=floats)
 
 
@@ -88,14 +100,23 @@ def quantize_input(x: NDArray[Any], grid: Grid) -> Values:
 
 def _run(operation: Operation, read: Mapping[str, Values]) -> tuple[Values | None, Int64 | None]:
     """The integer result of one operation and its accumulator, each None where the operation has none."""
-    if isinstance(operation, IntegerConv | IntegerMatMul | IntegerAveragePool | IntegerMean):
-        total = _accumulate(operation, read[operation.input])
+    if isinstance(operation, IntegerConv | IntegerMatMul):
+        total = accumulate(operation, read[operation.input])
         rule = operation.requantize
-        return (None if rule is None else requantize(total, rule, read)), total
+        return (None if rule is None else requantize(add_bias(operation, total), rule, read)), total
+    if isinstance(operation, IntegerAveragePool | IntegerMean):
+        total = sum_up(operation, read[operation.input])
+        return requantize(total, operation.requantize, read), total
     if isinstance(operation, IntegerSum):
         return add(operation, read), None
     if isinstance(operation, IntegerProduct):
         return multiply_elements(operation, read), None
+    if isinstance(operation, IntegerQuotient):
+        return divide(operation, read), None
+    if isinstance(operation, IntegerExtreme):
+        return extreme(operation, read), None
+    if isinstance(operation, IntegerNorm):
+        return norm(operation, read[operation.input]), None
     if isinstance(operation, IntegerTensorProduct):
         return multiply_tensors(operation, read), None
     if isinstance(operation, IntegerZeroInsertion):
@@ -120,16 +141,7 @@ def _run(operation: Operation, read: Mapping[str, Values]) -> tuple[Values | Non
     raise TypeError(f"no reference for {type(operation).__name__}")
 
 
-def _accumulate(operation: IntegerConv | IntegerMatMul | IntegerAveragePool | IntegerMean, x: Values) -> Int64:
-    if isinstance(operation, IntegerConv):
-        return convolve(operation, x)
-    if isinstance(operation, IntegerMatMul):
-        return multiply(operation, x)
-    return window_sum(operation, x) if isinstance(operation, IntegerAveragePool) else axis_sum(operation, x)
-
-
-def _dequantize(ending: Dequantize, read: Mapping[str, Values], accumulators: Mapping[str, Int64]) -> Float32:
-    source: NDArray[Any] = accumulators[ending.tensor] if ending.from_accumulator else read[ending.tensor]
+def _dequantize(ending: Dequantize, source: NDArray[Any]) -> Float32:
     scale = ending.scale
     if scale.ndim and ending.axis >= 0:
         scale = scale.reshape(-1, *[1] * (source.ndim - ending.axis - 1))

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.export.integer.geometry import output_sizes, pad_widths, taps
-from ompq_deploy.export.integer.program import (
-    Int64,
-    IntegerConv,
-    IntegerMatMul,
-    IntegerTensorProduct,
-    IntegerZeroInsertion,
-    Values,
-)
+from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerTensorProduct, IntegerZeroInsertion
+from ompq_deploy.export.integer.rules import Int64, Values
+from ompq_deploy.numerics import along_axis
 from ompq_deploy.simulator.rescale import requantize
+
+
+def accumulate(layer: IntegerConv | IntegerMatMul, x: Values) -> Int64:
+    """The sum of products of a layer, without its bias."""
+    return convolve(layer, x) if isinstance(layer, IntegerConv) else multiply(layer, x)
 
 
 def convolve(conv: IntegerConv, x: Values) -> Int64:
@@ -32,13 +32,19 @@ def convolve(conv: IntegerConv, x: Values) -> Int64:
     for element, view in taps(padded, conv.window):
         columns = view.reshape(len(x), conv.groups, inputs, -1)
         total = total + _tap(weights, element) @ columns
-    sizes = output_sizes(conv.window, x.shape[2:])
-    return total.reshape(len(x), channels, *sizes).astype(np.int64) + conv.bias.reshape(-1, *[1] * len(sizes))
+    return total.reshape(len(x), channels, *output_sizes(conv.window, x.shape[2:])).astype(np.int64)
 
 
 def multiply(matmul: IntegerMatMul, x: Values) -> Int64:
-    """x @ weights + bias."""
-    return (x.astype(np.float64) @ matmul.weights.astype(np.float64)).astype(np.int64) + matmul.bias
+    """x @ weights."""
+    return (x.astype(np.float64) @ matmul.weights.astype(np.float64)).astype(np.int64)
+
+
+def add_bias(layer: IntegerConv | IntegerMatMul, total: Int64) -> Int64:
+    """An accumulator and the bias of its channels."""
+    if isinstance(layer, IntegerMatMul):
+        return total + layer.bias
+    return total + along_axis(layer.bias, layer.weights.ndim - 1, 0)
 
 
 def multiply_tensors(product: IntegerTensorProduct, read: Mapping[str, Values]) -> Values:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ompq_deploy.export.integer.program import (
-    PROBABILITY_BITS,
-    Int64,
-    IntegerNormalization,
-    IntegerSoftmax,
-    Values,
-)
+from ompq_deploy.export.integer.program import PROBABILITY_BITS, IntegerNorm, IntegerNormalization, IntegerSoftmax
+from ompq_deploy.export.integer.rules import Int64, Values
 from ompq_deploy.simulator.rescale import requantize, shift_and_clamp
 
 
@@ -32,6 +27,13 @@ def softmax(operation: IntegerSoftmax, x: Values) -> Values:
     powers = operation.exponentials[np.minimum(distance, operation.exponentials.size - 1)].astype(np.int64)
     total = powers.sum(axis=operation.axis, keepdims=True)
     return requantize(((powers << PROBABILITY_BITS) + total // 2) // total, operation.requantize, {})
+
+
+def norm(operation: IntegerNorm, x: Values) -> Values:
+    """The root of the sum of squares."""
+    q = x.astype(np.int64)
+    total = np.asarray(np.square(q).sum(axis=operation.axes, keepdims=operation.keep_axes))
+    return requantize(square_root((total << (2 * operation.root_shift)) + 1), operation.requantize, {})
 
 
 def square_root(x: Int64) -> Int64:

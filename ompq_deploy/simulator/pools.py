@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ompq_deploy.export.integer.geometry import pad_widths, taps
-from ompq_deploy.export.integer.program import Int64, IntegerAveragePool, IntegerMaxPool, IntegerMean, Values
+from ompq_deploy.export.integer.program import IntegerAveragePool, IntegerMaxPool, IntegerMean
+from ompq_deploy.export.integer.rules import Int64, Values
+
+
+def sum_up(operation: IntegerAveragePool | IntegerMean, x: Values) -> Int64:
+    """What an average is made from."""
+    return window_sum(operation, x) if isinstance(operation, IntegerAveragePool) else axis_sum(operation, x)
 
 
 def window_sum(pool: IntegerAveragePool, x: Values) -> Int64:

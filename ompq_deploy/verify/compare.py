@@ -17,12 +17,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Grid, Samples
+from ompq_deploy.errors import GateFailed
 from ompq_deploy.export.integer.check import float_tensors_inside
 from ompq_deploy.export.integer.emit import accumulator, storage_zero, stored
-from ompq_deploy.export.integer.program import ACCUMULATING, IntegerProgram, leaves_integers
+from ompq_deploy.export.integer.program import IntegerProgram, leaves_accumulator, leaves_integers
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.runner import returning, start
+from ompq_deploy.runner import ORT_FAILURES, returning, start
 from ompq_deploy.simulator import ProgramRun, run_program
+from ompq_deploy.verify.endings import EndingTally, compared_endings, endings_check
 from ompq_deploy.verify.tally import Tally, exact_share
 from ompq_deploy.verify.verdict import Check, Departure, LayerVerdict, Verdict
 
@@ -50,8 +52,9 @@ def verify(
     graph outputs.
     """
     grids, names = program.graph.activations, QdqNames(program.graph)
+    endings = {name: EndingTally() for name in compared_endings(program)}
     integer_session = _session(integer_model, _integer_tensors(program))
-    qdq_session = _session(qdq_model, [names.quantized(name) for name in grids])
+    qdq_session = _session(qdq_model, [*map(names.quantized, grids), *map(names.tensor, endings)])
     forced, free = ({name: Tally() for name in grids} for _ in range(2))
     against_reference = {step: Tally() for step in _steps(program)}
     outputs: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {name: [] for name in program.graph.output_names}
@@ -66,6 +69,8 @@ def verify(
         for name in grids:
             forced[name].add(layerwise.integers[name], given[name])
             free[name].add(_from_storage(integer[stored(name)], program.grids[name]), given[name])
+        for name, tally in endings.items():
+            tally.add(layerwise.floats[name], qdq[names.tensor(name)])
         for name, pairs in outputs.items():
             pairs.append((integer[name], qdq[name]))
     floats = float_tensors_inside(integer_model)
@@ -76,6 +81,7 @@ def verify(
             _reference_check(differs, against_reference),
             Check(name="integer-only", passed=not floats, detail=f"floats inside: {', '.join(floats)}" * bool(floats)),
             _qdq_check(deviates, forced),
+            endings_check(program, endings),
         ),
         first_departure=differs or deviates,
         samples=count,
@@ -166,7 +172,7 @@ def _against_reference(
 def _integer_tensors(program: IntegerProgram) -> list[str]:
     """Every tensor of the integer model that the reference computes too."""
     integers = [*program.inputs, *(operation.output for operation in program.operations if leaves_integers(operation))]
-    sums = [operation.output for operation in program.operations if isinstance(operation, ACCUMULATING)]
+    sums = [operation.output for operation in program.operations if leaves_accumulator(operation)]
     return [*map(stored, integers), *map(accumulator, sums), *(ending.tensor for ending in program.dequantized)]
 
 
@@ -195,9 +201,24 @@ def _feeds(samples: Samples, program: IntegerProgram, max_samples: int) -> list[
 
 def _session(model: onnx.ModelProto, exposed: list[str]) -> ort.InferenceSession:
     """A session that also returns the tensors `exposed`."""
-    return start(returning(model, list(dict.fromkeys([*(value.name for value in model.graph.output), *exposed]))))
+    wanted = returning(model, list(dict.fromkeys([*(value.name for value in model.graph.output), *exposed])))
+    try:
+        return start(wanted)
+    except ORT_FAILURES as e:
+        raise _cannot_run(e) from e
 
 
 def _run(session: ort.InferenceSession, feed: Arrays) -> Arrays:
     names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, feed), strict=True))
+    try:
+        return dict(zip(names, session.run(names, feed), strict=True))
+    except ORT_FAILURES as e:
+        raise _cannot_run(e) from e
+
+
+def _cannot_run(error: Exception) -> GateFailed:
+    return GateFailed(
+        f"onnxruntime cannot run a model that was written: {str(error).splitlines()[0]}",
+        where="verify",
+        fix="run ompq-deploy again; report this if the files are as they were written",
+    )

@@ -13,6 +13,7 @@ from typing import Any
 from ompq_deploy.artifacts import QuantizedGraph
 from ompq_deploy.export.tensorrt.backend import Backend, probe
 from ompq_deploy.export.tensorrt.inspect import read_engine
+from ompq_deploy.grids_file import GRIDS_FILE, grids_document
 from ompq_deploy.lock import layer_digests, sha256_of
 from ompq_deploy.verify.verdict import Check
 
@@ -27,7 +28,9 @@ def check_files(folder: Path, document: Mapping[str, Any], written: Collection[s
         if (folder / name).exists() and sha256_of(folder / name) != digest
     ]
     faults += [
-        f"plan.json does not record {name}" for name in written if name not in recorded and (folder / name).exists()
+        f"plan.json does not record {name}, which another run left"
+        for name in written
+        if name not in recorded and (folder / name).exists()
     ]
     return Check(name="files", passed=not faults, detail="; ".join(faults))
 
@@ -44,6 +47,20 @@ def check_integers(quantized: QuantizedGraph, document: Mapping[str, Any]) -> Ch
         layer=changed[0],
         detail=f"weights, scales or biases other than those plan.json records: {', '.join(changed)}",
     )
+
+
+def check_grids(folder: Path, quantized: QuantizedGraph) -> Check:
+    """Whether grids.json tells the grids of the Q/DQ file; the 16-bit ones of `quantized` were read from it."""
+    try:
+        told = json.loads((folder / GRIDS_FILE).read_text())["tensors"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        return Check(name=GRIDS_FILE, passed=False, detail=f"it does not hold grids: {e!r}")
+    known = grids_document(quantized)["tensors"]
+    other = [name for name in {**known, **told} if told.get(name) != known.get(name)]
+    if not other:
+        return Check(name=GRIDS_FILE, passed=True)
+    detail = f"other grids than those of model.qdq.onnx: {', '.join(other)}"
+    return Check(name=GRIDS_FILE, passed=False, layer=other[0], detail=detail)
 
 
 def check_engine(engine: Path, record_path: Path, quantized: QuantizedGraph) -> Check:

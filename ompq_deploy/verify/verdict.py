@@ -16,6 +16,11 @@ class Check:
     detail: str = ""
     layer: str = ""
 
+    def told(self) -> str:
+        """What is wrong, in one clause."""
+        at = f" at {self.layer}" if self.layer else ""
+        return f"{self.name}{at}: {self.detail}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Departure:

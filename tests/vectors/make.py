@@ -34,12 +34,16 @@ VECTORS: dict[str, tuple[str, type]] = {
     "conv_grouped": ("conv_grouped", p.IntegerConv),
     "conv_depthwise": ("conv_depthwise", p.IntegerConv),
     "conv_dilations": ("conv_dilations", p.IntegerConv),
+    "conv_tensorrt": ("conv", p.IntegerConv),
     "conv_residual": ("residual_with_constant", p.IntegerConv),
     "zero_insertion": ("conv_transpose_uneven", p.IntegerZeroInsertion),
     "conv_transpose": ("conv_transpose_groups", p.IntegerConv),
     "matmul": ("attention", p.IntegerMatMul),
     "tensor_product": ("product_of_matrices", p.IntegerTensorProduct),
     "product": ("squeeze_and_excite", p.IntegerProduct),
+    "quotient": ("signed_quotient", p.IntegerQuotient),
+    "max": ("max", p.IntegerExtreme),
+    "norm": ("reduce_l2", p.IntegerNorm),
     "sum": ("unfused_sum", p.IntegerSum),
     "sum_affine": ("sub_constant_first", p.IntegerSum),
     "table": ("exp_of_the_input", p.IntegerTable),
@@ -57,13 +61,15 @@ VECTORS: dict[str, tuple[str, type]] = {
     "gather": ("resize_nearest", p.IntegerMove),
 }
 """The operator case and the operation in its program that each file is about; the last such operation counts."""
+IN_FLOAT = ("conv_tensorrt",)
+"""Those under the arithmetic `tensorrt`."""
 
 
 def vector(name: str) -> dict[str, np.ndarray]:
     """The entries of one file."""
     case, kind = VECTORS[name]
     quantized = coarse(with_zero_points(quantized_case(OPERATORS[case]), ZERO_POINTS))
-    program = lower(quantized)
+    program = lower(quantized, p.TENSORRT if name in IN_FLOAT else p.DYADIC)
     known = run_exactly(program, inputs(quantized.graph, 1, seed=7))
     operations = [op for op in program.operations if isinstance(op, kind) and p.leaves_integers(op)]
     operation = max(operations, key=lambda op: "tested" in op.output)

@@ -1,11 +1,14 @@
 """Prove, from the types alone, that no floating-point tensor lies inside the integer part of a model.
 
 Inside is everything a DequantizeLinear's data descends from. The only floats allowed there are the graph inputs, read
-by QuantizeLinear, and the scales of those QuantizeLinear nodes. After the last DequantizeLinear floats are free. A
-float that never passed through integers, or a tensor whose type cannot be inferred, is an offender too.
+by QuantizeLinear, the scales of those QuantizeLinear nodes, and the constant scales of QLinearConv, by which the
+arithmetic `tensorrt` multiplies accumulators. After the last DequantizeLinear floats are free. A float that never
+passed through integers, or a tensor whose type cannot be inferred, is an offender too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Container
 
 import onnx
 from onnx import TensorProto
@@ -17,6 +20,9 @@ FLOATING = frozenset(
     for name, number in TensorProto.DataType.items()
     if name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX")) or name == "UNDEFINED"
 )
+
+QLINEAR_CONV_SCALES = (1, 4, 6)
+"""The places of its inputs that are scales: of x, of the weights and of y."""
 
 
 def float_tensors_inside(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -33,11 +39,22 @@ def float_tensors_inside(model: onnx.ModelProto) -> tuple[str, ...]:
     for node in inferred.graph.node:
         results = [name for name in node.output if name]
         if not inside.isdisjoint(results):
-            boundary = node.op_type == "QuantizeLinear" and node.input[0] in inputs
-            operands = [name for name in node.input[2 if boundary else 0 :] if name]
+            operands = _operands(node, inputs, index)
             offenders |= dict.fromkeys(name for name in (*operands, *results) if _is_float(types, name))
         offenders |= dict.fromkeys(name for name in results if name in unquantized)
     return tuple(offenders)
+
+
+def _operands(node: onnx.NodeProto, inputs: Container[str], index: GraphIndex) -> list[str]:
+    """The inputs of a node that must not be floats."""
+    if node.op_type == "QuantizeLinear" and node.input[0] in inputs:
+        return list(node.input[2:])
+    scales = QLINEAR_CONV_SCALES if node.op_type == "QLinearConv" else ()
+    return [
+        name
+        for position, name in enumerate(node.input)
+        if name and not (position in scales and index.is_constant(name))
+    ]
 
 
 def _is_float(types: dict[str, int], name: str) -> bool:

@@ -41,5 +41,5 @@ def refuse(uncovered: Iterable[Uncovered]) -> BackendMissing:
     return BackendMissing(
         f"the integer-only model does not cover: {kinds}",
         where="; ".join(f"{op}: {', '.join(names)}" for (op, _), names in by_kind.items()),
-        fix="use --target onnx for this model, or replace these operators",
+        fix="use --target onnx for this model, or replace or split these operators",
     )

@@ -1,7 +1,8 @@
-"""Lower sums, clamps, affine functions and products of integer tensors, and Concat.
+"""Lower sums, clamps, affine functions, products, quotients and extremes of integer tensors, and Concat.
 
 q = clip((sum_k x_k M_k + constant + 2^(shift-1)) >> shift, low, high),   M_k / 2^shift ~ factor_k s_k / s_out
 q = clip((x y M + 2^(shift-1)) >> shift, low, high),                      M / 2^shift ~ s_x s_y / s_out
+q = clip((p M + 2^(shift-1)) >> shift, low, high),    p ~ 2^bits x / y,   M / 2^shift ~ s_x / (2^bits s_y s_out)
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ from ompq_deploy.artifacts import Float64, Grid
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.program import (
     IntegerConcat,
+    IntegerExtreme,
     IntegerProduct,
+    IntegerQuotient,
     IntegerSum,
     Operation,
-    Requantize,
 )
 from ompq_deploy.export.integer.rescale import clamp_codes, requantize, share_shift, shift_clamp, sum_steps
+from ompq_deploy.export.integer.rules import Requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
 from ompq_deploy.groups import Group
 from ompq_deploy.numerics import along_axis
+
+LARGEST_QUOTIENT = 1 << 16
+"""No 16-bit tensor divided by one step of another is larger."""
+QUOTIENT_BITS = 12
+QUOTIENT_BIT_RANGE = (4, 28)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +60,7 @@ def lower_arithmetic(scope: Scope, group: Group) -> Operation:
         if node.op_type == "Mul":
             return _product(scope, group)
         if node.op_type == "Div":
-            raise NotCovered(node, "its divisor is computed")
+            return _quotient(scope, group)
         affine = Affine(inputs=group.inputs, factors=(1.0, -1.0))
     else:
         affine = _with_constant(node, group.inputs[0], _real(scope, constants[0]))
@@ -125,6 +133,18 @@ def lower_concat(scope: Scope, group: Group) -> IntegerConcat:
     )
 
 
+def lower_extreme(scope: Scope, group: Group) -> IntegerExtreme:
+    """Max and Min of several tensors, every one on the output's grid."""
+    name, out = group.head.name, scope.grids[group.output]
+    return IntegerExtreme(
+        name=name,
+        op=group.head.op_type,
+        inputs=group.inputs,
+        rescales=tuple(rescale(scope, name, tensor, out) for tensor in group.inputs),
+        output=group.output,
+    )
+
+
 def rescale(scope: Scope, name: str, tensor: str, out: Grid) -> Requantize | None:
     """What brings an integer tensor to the grid `out`; None where it lies there."""
     grid = scope.grid(tensor)
@@ -158,6 +178,25 @@ def _product(scope: Scope, group: Group) -> IntegerProduct:
         inputs=(group.inputs[0], group.inputs[1]),
         output=group.output,
         requantize=requantize(group.head.name, ratio, left.largest * right.largest, (out.low, out.high)),
+    )
+
+
+def _quotient(scope: Scope, group: Group) -> IntegerQuotient:
+    """`bits` of a quotient leave 12 behind a step of the output; `saturating` is a step beyond the output's grid."""
+    left, right = (scope.grid(name) for name in group.inputs)
+    out = scope.grids[group.output]
+    ratio = left.scale / (right.scale * out.scale)
+    saturating = int(np.clip(math.ceil((out.largest + 1) / ratio), 1, LARGEST_QUOTIENT))
+    bits = int(np.clip(QUOTIENT_BITS + math.ceil(math.log2(ratio)), *QUOTIENT_BIT_RANGE))
+    reach = (2 * min(saturating, left.largest) << bits) + 1
+    return IntegerQuotient(
+        name=group.head.name,
+        inputs=(group.inputs[0], group.inputs[1]),
+        output=group.output,
+        saturating=saturating,
+        bits=bits,
+        reach=reach,
+        requantize=requantize(group.head.name, math.ldexp(ratio, -bits), reach, (out.low, out.high)),
     )
 
 

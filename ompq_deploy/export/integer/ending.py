@@ -57,6 +57,8 @@ def end_integers(scope: Scope, moves: list[str], uncovered: Uncoveredness) -> En
                 operations += lower_accumulator(scope, layer, constant, name)
             except NotCovered as refusal:
                 uncovered[refusal.uncovered.name] = refusal.uncovered
+            except OverflowError as e:
+                uncovered[layer.name] = NotCovered(layer, str(e)).uncovered
             axis = 1 if layer.op_type in CONVOLUTIONS else -1
             scales = accumulator_scale(scope, layer)
             dequantized.append(Dequantize(tensor=name, from_accumulator=True, scale=scales, axis=axis))

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.export.integer.coverage import NotCovered
-from ompq_deploy.export.integer.program import Int64, Window
+from ompq_deploy.export.integer.rules import Int64, Window
 from ompq_deploy.graph_index import GraphIndex, attributes
 
 

@@ -2,6 +2,8 @@
 
 acc[c] = sum x w[c] + bias[c],   bias[c] = round(b[c] / (s_in s_w[c])),   ratio[c] = s_in s_w[c] / s_out
 
+Under the arithmetic `tensorrt` the ratio is that product and that quotient in float32, as onnxruntime takes them.
+
 The bias is limited to what keeps the accumulator inside int32 for every input; only channels whose weights are all
 but zero ever reach that limit.
 
@@ -10,6 +12,8 @@ ConvTranspose is the convolution of its input, zeros inserted between neighbours
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -17,8 +21,9 @@ from numpy.typing import NDArray
 from ompq_deploy.artifacts import Float32, Float64, QuantizedLayer
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.geometry import transposed_window, window_of
-from ompq_deploy.export.integer.program import Int64, IntegerConv, IntegerMatMul, IntegerZeroInsertion, Requantize
+from ompq_deploy.export.integer.program import TENSORRT, IntegerConv, IntegerMatMul, IntegerZeroInsertion
 from ompq_deploy.export.integer.rescale import accumulator_limit, check_accumulator, clamp_codes, requantize
+from ompq_deploy.export.integer.rules import FloatRescale, Int64, Requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
 from ompq_deploy.groups import Group
@@ -45,7 +50,18 @@ def lower_layer(scope: Scope, group: Group) -> tuple[Linear, ...]:
         skip_ratio=skip.scale / grid_out.scale,
         skip_bound=skip.largest,
     )
-    return _operation(scope, node, group.output, bias, result)
+    *opening, last = _operation(scope, node, group.output, bias, result)
+    if scope.arithmetic == TENSORRT and isinstance(last, IntegerConv) and _rescales_in_float(scope, group):
+        scale = grid / np.float32(grid_out.scale)
+        rule = FloatRescale(scale=scale, low=result.clamp.low, high=result.clamp.high)
+        last = replace(last, requantize=rule)
+    return (*opening, last)
+
+
+def _rescales_in_float(scope: Scope, group: Group) -> bool:
+    """Whether a convolution's accumulator is rescaled in float32: onnxruntime has a kernel for 8-bit grids where
+    nothing is added."""
+    return not (group.skip or scope.grid(group.head.input[0]).wide or scope.grids[group.output].wide)
 
 
 def lower_accumulator(scope: Scope, node: onnx.NodeProto, constant: str, output: str) -> tuple[Linear, ...]:

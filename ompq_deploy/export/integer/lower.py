@@ -10,22 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ompq_deploy.artifacts import Grid, QuantizedGraph
+from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.constants import constant_grids, lower_constant
 from ompq_deploy.export.integer.coverage import NotCovered, Uncoveredness, refuse
 from ompq_deploy.export.integer.elementwise import (
     lower_arithmetic,
     lower_batch_norm,
     lower_concat,
+    lower_extreme,
     lower_prelu,
     lower_sum,
 )
 from ompq_deploy.export.integer.ending import end_integers
 from ompq_deploy.export.integer.linear import lower_layer
 from ompq_deploy.export.integer.matmul import lower_matmul
-from ompq_deploy.export.integer.moves import lower_move, run_time_settings
-from ompq_deploy.export.integer.normalize import lower_instance_norm, lower_layer_norm, lower_softmax
-from ompq_deploy.export.integer.pools import lower_average_pool, lower_extreme, lower_mean
-from ompq_deploy.export.integer.program import IntegerProgram, Operation, first_input, leaves_integers
+from ompq_deploy.export.integer.moves import lower_move, lower_pad, run_time_settings
+from ompq_deploy.export.integer.normalize import lower_instance_norm, lower_layer_norm, lower_norm, lower_softmax
+from ompq_deploy.export.integer.pools import lower_average_pool, lower_mean, lower_reduced_extreme
+from ompq_deploy.export.integer.program import (
+    ARITHMETICS,
+    DYADIC,
+    IntegerProgram,
+    Operation,
+    first_input,
+    leaves_integers,
+)
 from ompq_deploy.export.integer.resize import lower_resize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.export.integer.settings import lower_setting, needed_settings
@@ -49,21 +58,32 @@ LOWERERS: dict[str, Callable[[Scope, Group], Operation | tuple[Operation, ...]]]
     "PRelu": lower_prelu,
     "Concat": lower_concat,
     "Resize": lower_resize,
+    "Pad": lower_pad,
     "AveragePool": lower_average_pool,
     "GlobalAveragePool": lower_mean,
     "ReduceMean": lower_mean,
     "ReduceSum": lower_mean,
-    "ReduceMax": lower_extreme,
-    "ReduceMin": lower_extreme,
+    "ReduceMax": lower_reduced_extreme,
+    "ReduceMin": lower_reduced_extreme,
+    "ReduceL2": lower_norm,
+    "Max": lower_extreme,
+    "Min": lower_extreme,
     "InstanceNormalization": lower_instance_norm,
     "LayerNormalization": lower_layer_norm,
     "Softmax": lower_softmax,
 }
 
 
-def lower(quantized: QuantizedGraph) -> IntegerProgram:
-    """The integer program of a quantized graph. Raises BackendMissing with the complete list of uncovered nodes."""
-    scope = Scope.of(quantized)
+def lower(quantized: QuantizedGraph, arithmetic: str = DYADIC) -> IntegerProgram:
+    """The integer program of a quantized graph in one of ARITHMETICS.
+
+    Raises BackendMissing with the complete list of uncovered nodes, BadInput for another arithmetic.
+    """
+    if arithmetic not in ARITHMETICS:
+        raise BadInput(
+            f"there is no arithmetic {arithmetic!r}", where="--arithmetic", fix=f"choose of {', '.join(ARITHMETICS)}"
+        )
+    scope = Scope.of(quantized, arithmetic)
     uncovered: Uncoveredness = {}
     groups = _groups(scope, uncovered)
     constants = constant_grids(scope, groups.values())
@@ -173,5 +193,8 @@ def _settings(scope: Scope, moves: list[str], uncovered: Uncoveredness) -> set[s
 
 
 def _lower_group(scope: Scope, group: Group) -> tuple[Operation, ...]:
-    lowered = lower_function(scope, group) if group.function else LOWERERS[group.head.op_type](scope, group)
+    try:
+        lowered = lower_function(scope, group) if group.function else LOWERERS[group.head.op_type](scope, group)
+    except OverflowError as e:
+        raise NotCovered(group.head, str(e)) from e
     return lowered if isinstance(lowered, tuple) else (lowered,)

@@ -1,4 +1,4 @@
-"""Lower the operators that only rearrange values; input and output share one grid."""
+"""Lower the operators that only rearrange values; input and output share one grid. And Pad with another value."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.export.integer.coverage import NotCovered
+from ompq_deploy.export.integer.elementwise import rescaled
 from ompq_deploy.export.integer.geometry import window_of
-from ompq_deploy.export.integer.program import IntegerMaxPool, IntegerMove
+from ompq_deploy.export.integer.program import PAD_VALUE_POSITION, IntegerMaxPool, IntegerMove, Operation
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
+from ompq_deploy.groups import Group
 
 Setting = NDArray[Any] | str | None
 PLAIN_MOVES = frozenset(
     ("Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )
-PAD_VALUE_POSITION = 2
 
 
 def lower_move(scope: Scope, node: onnx.NodeProto, output: str) -> tuple[IntegerMove | IntegerMaxPool, ...]:
@@ -60,6 +61,24 @@ def _setting(scope: Scope, node: onnx.NodeProto, position: int) -> Setting:
     if node.op_type == "Reshape" and sum(size is None for size in shape) <= 1:
         return np.array([-1 if size is None else size for size in shape], np.int64)
     return name
+
+
+def lower_pad(scope: Scope, group: Group) -> tuple[Operation, ...]:
+    """Pad with a constant other than zero: with its integer on the input's grid, then brought to the output's."""
+    node, grid = group.head, scope.grid(group.inputs[0])
+    if not all(scope.index.is_constant(name) for name in node.input[1:] if name):
+        raise NotCovered(node, "its pads or its value are computed")
+    value = np.asarray(scope.index.constant(node.input[PAD_VALUE_POSITION]), np.float64).reshape(())
+    fill = np.clip(np.rint(value / grid.scale), grid.low, grid.high)
+    if abs(fill * grid.scale - value) > grid.scale:
+        raise NotCovered(node, f"its value {float(value):g} lies outside the range of what it pads")
+    settings = [_setting(scope, node, position) for position in range(1, len(node.input))]
+    settings[PAD_VALUE_POSITION - 1] = fill.astype(np.int32)
+    padded = f"{group.output}_padded"
+    return (
+        move(node, "Pad", node.input[0], padded, tuple(settings), **attributes(node)),
+        rescaled(scope, node.name, padded, grid, group.output),
+    )
 
 
 def _split(scope: Scope, node: onnx.NodeProto, output: str) -> tuple[IntegerMove, ...]:

@@ -18,7 +18,13 @@ import numpy as np
 
 from ompq_deploy.artifacts import Float64
 from ompq_deploy.export.integer.coverage import NotCovered
-from ompq_deploy.export.integer.program import PROBABILITY_BITS, IntegerNormalization, IntegerSoftmax
+from ompq_deploy.export.integer.pools import reduced_axes
+from ompq_deploy.export.integer.program import (
+    PROBABILITY_BITS,
+    IntegerNorm,
+    IntegerNormalization,
+    IntegerSoftmax,
+)
 from ompq_deploy.export.integer.rescale import requantize, share_shift, shift_clamp
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
@@ -63,6 +69,25 @@ def lower_softmax(scope: Scope, group: Group) -> IntegerSoftmax:
         axis=attributes(group.head).get("axis", -1) % len(scope.shape(group.head)),
         exponentials=exponentials[:kept],
         requantize=requantize(group.head.name, ratio, 1 << PROBABILITY_BITS, (out.low, out.high)),
+    )
+
+
+def lower_norm(scope: Scope, group: Group) -> IntegerNorm:
+    """ReduceL2 over axes of fixed size."""
+    node, grid, out = group.head, scope.grid(group.inputs[0]), scope.grids[group.output]
+    axes = reduced_axes(scope, group, len(scope.shape(node)))
+    largest = _count(scope, group, axes) * grid.largest**2
+    root_shift = (SUM_BITS - (largest + 1).bit_length()) // 2
+    return IntegerNorm(
+        name=node.name,
+        input=group.inputs[0],
+        output=group.output,
+        axes=axes,
+        keep_axes=bool(attributes(node).get("keepdims", 1)),
+        root_shift=root_shift,
+        requantize=requantize(
+            node.name, math.ldexp(grid.scale / out.scale, -root_shift), 1 << (SUM_BITS // 2), (out.low, out.high)
+        ),
     )
 
 

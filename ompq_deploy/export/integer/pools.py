@@ -12,8 +12,9 @@ import numpy as np
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.elementwise import rescaled
 from ompq_deploy.export.integer.geometry import element_counts, explicit_pads, spatial_sizes, window_of
-from ompq_deploy.export.integer.program import Int64, IntegerAveragePool, IntegerMean, IntegerMove, Operation, Window
+from ompq_deploy.export.integer.program import IntegerAveragePool, IntegerMean, IntegerMove, Operation
 from ompq_deploy.export.integer.rescale import check_accumulator, requantize
+from ompq_deploy.export.integer.rules import Int64, Window
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
 from ompq_deploy.groups import Group
@@ -47,7 +48,7 @@ def lower_mean(scope: Scope, group: Group) -> IntegerMean:
     rank, settings = len(scope.shape(node)), attributes(node)
     axes = tuple(range(2, rank))
     if node.op_type != "GlobalAveragePool":
-        axes = _reduced_axes(scope, group, rank)
+        axes = reduced_axes(scope, group, rank)
     count = math.prod(scope.sizes(node, axes))
     grid, out = scope.grid(node.input[0]), scope.grids[group.output]
     bound = grid.largest * count
@@ -64,10 +65,10 @@ def lower_mean(scope: Scope, group: Group) -> IntegerMean:
     )
 
 
-def lower_extreme(scope: Scope, group: Group) -> tuple[Operation, ...]:
+def lower_reduced_extreme(scope: Scope, group: Group) -> tuple[Operation, ...]:
     """ReduceMax and ReduceMin: on the input's grid, then brought to the output's."""
     node = group.head
-    axes = np.array(_reduced_axes(scope, group, len(scope.shape(node))), np.int64)
+    axes = np.array(reduced_axes(scope, group, len(scope.shape(node))), np.int64)
     extreme = f"{group.output}_extreme"
     settings = {"keepdims": attributes(node).get("keepdims", 1)}
     return (
@@ -78,7 +79,8 @@ def lower_extreme(scope: Scope, group: Group) -> tuple[Operation, ...]:
     )
 
 
-def _reduced_axes(scope: Scope, group: Group, rank: int) -> tuple[int, ...]:
+def reduced_axes(scope: Scope, group: Group, rank: int) -> tuple[int, ...]:
+    """The axes that a reduction goes over, in order."""
     node = group.head
     if len(node.input) < 2 or not node.input[1]:
         if attributes(node).get("noop_with_empty_axes", 0):

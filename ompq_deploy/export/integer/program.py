@@ -5,8 +5,12 @@ that zero is the integer 0 whatever the zero-point. Every operation ends in
 
     q = clip((acc * M + skip * M_skip + 2^(shift-1)) >> shift, low, high)          in int64
 
-where `acc` is an accumulator, int32 of 8-bit tensors and int64 of wide ones, and M / 2^shift ~ scale_acc / scale_out
-(HAWQ-V3, Yao et al. 2021, section 3.2).
+where `acc` is an accumulator, int32 of 8-bit tensors and int64 of wide ones, its bias included, and
+M / 2^shift ~ scale_acc / scale_out (HAWQ-V3, Yao et al. 2021, section 3.2). Under the arithmetic `tensorrt`
+convolutions that add no other tensor end in
+
+    q = clip(rint(float32(acc) scale), low, high)                                  in float32, ties to even
+
 docs/integer-spec.md is the prose; `emit/` writes it as ONNX and `simulator/` runs it in NumPy.
 """
 
@@ -16,62 +20,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Grid, PreparedGraph
+from ompq_deploy.export.integer.rules import FloatRescale, Int8, Int64, Requantize, ShiftClamp, Values, Window
 
-Int8 = NDArray[np.int8]
-Values = NDArray[np.int32]
-"""Integers on a grid, centred on zero."""
-Int64 = NDArray[np.int64]
+DYADIC, TENSORRT = ARITHMETICS = "dyadic", "tensorrt"
+"""How accumulators become integers on a grid."""
+PAD_VALUE_POSITION = 2
 PROBABILITY_BITS = 30
 """The fixed point of exponentials and probabilities in Softmax."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShiftClamp:
-    """q = clip((v + 2^(shift-1)) >> shift, low, high): rounding half up, then the clamp.
-
-    `shift` and `reach` broadcast against v, last axes aligned. `reach` is proved from the actual weights: before
-    the clamp |q| <= reach for every input.
-    """
-
-    shift: Int64
-    reach: Int64
-    low: int
-    high: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requantize:
-    """From an accumulator to an integer tensor: multiply, add, shift, clamp.
-
-    `multiplier` and `skip_multiplier` have the shape of the shift. `skip` names an integer tensor added before the
-    shift, so that the sum is rounded once; "" for none.
-    """
-
-    multiplier: Int64
-    clamp: ShiftClamp
-    skip: str = ""
-    skip_multiplier: Int64 | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """A sliding window over the spatial axes: one entry per axis; `pads` are all begins, then all ends."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class IntegerConv:
     """acc = sum x * weights + bias; weights int8 (C_out, C_in / groups, kernel...), bias (C_out,), within int32 where
-    the input is on an 8-bit grid.
+    the input is on an 8-bit grid. A `FloatRescale` is for 8-bit grids alone.
 
     Without `requantize` the accumulator itself is the result, to be dequantized.
     """
@@ -83,7 +48,7 @@ class IntegerConv:
     bias: Int64
     window: Window
     groups: int
-    requantize: Requantize | None
+    requantize: Requantize | FloatRescale | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +128,37 @@ class IntegerProduct:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntegerQuotient:
+    """x / y, both computed, broadcast; int64. With s = 1 for y >= 0, else -1:
+
+    d = max(|y|, floor(|x| / saturating), 1),   p = floor((s x 2^bits + floor(d / 2)) / d),   |p| <= reach
+
+    then requantized. A quotient beyond `saturating` leaves the output's grid, and may be any other beyond it; so may
+    one whose divisor is 0.
+    """
+
+    name: str
+    inputs: tuple[str, str]
+    output: str
+    saturating: int
+    bits: int
+    reach: int
+    requantize: Requantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerExtreme:
+    """The elementwise largest (`op` is Max) or smallest (Min) of the inputs, broadcast, each first brought to the
+    output's grid (None: it lies there)."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    rescales: tuple[Requantize | None, ...]
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class IntegerTable:
     """output = table[input - low]: a function evaluated beforehand at every value of the input's grid."""
 
@@ -232,8 +228,8 @@ class IntegerMaxPool:
 class IntegerMove:
     """An ONNX operator that rearranges values (Reshape, Slice, Pad with zeros ...): input and output share one grid.
 
-    `constants` are the operator's further inputs, None where one is left out; Pad's value is always integer 0. A name
-    stands for a tensor of whole numbers computed at run time (`IntegerSetting`).
+    `constants` are the operator's further inputs, None where one is left out; Pad's value is an integer on the grid, 0
+    where it is left out. A name stands for a tensor of whole numbers computed at run time (`IntegerSetting`).
     """
 
     name: str
@@ -267,6 +263,19 @@ class IntegerNormalization:
     multiplier: Int64
     constant: Int64
     clamp: ShiftClamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerNorm:
+    """R = floor(sqrt((sum x^2) 4^root_shift + 1)) over `axes`, requantized; int64."""
+
+    name: str
+    input: str
+    output: str
+    axes: tuple[int, ...]
+    keep_axes: bool
+    root_shift: int
+    requantize: Requantize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +316,8 @@ Operation = (
     | IntegerMatMul
     | IntegerSum
     | IntegerProduct
+    | IntegerQuotient
+    | IntegerExtreme
     | IntegerTable
     | IntegerConstant
     | IntegerConcat
@@ -320,11 +331,15 @@ Operation = (
     | IntegerTensorProduct
     | IntegerNormalization
     | IntegerSoftmax
+    | IntegerNorm
 )
 
 
-ACCUMULATING = (IntegerConv, IntegerMatMul, IntegerAveragePool, IntegerMean)
-"""Operations whose accumulator is a tensor of its own in the ONNX model."""
+def leaves_accumulator(operation: Operation) -> bool:
+    """Whether the accumulator of an operation, without its bias, is a tensor of its own in the ONNX model."""
+    if isinstance(operation, IntegerConv):
+        return not isinstance(operation.requantize, FloatRescale)
+    return isinstance(operation, IntegerMatMul | IntegerAveragePool | IntegerMean)
 
 
 def leaves_integers(operation: Operation) -> bool:
@@ -334,11 +349,22 @@ def leaves_integers(operation: Operation) -> bool:
     return not isinstance(operation, IntegerSetting)
 
 
+SEVERAL_INPUTS = (
+    IntegerSum,
+    IntegerProduct,
+    IntegerQuotient,
+    IntegerExtreme,
+    IntegerTensorProduct,
+    IntegerConcat,
+)
+"""Operations that read a tuple of tensors."""
+
+
 def first_input(operation: Operation) -> str:
     """The first tensor that an operation reads; "" for a constant."""
     if isinstance(operation, IntegerConstant | IntegerSetting):
         return ""
-    if isinstance(operation, IntegerSum | IntegerProduct | IntegerTensorProduct | IntegerConcat):
+    if isinstance(operation, SEVERAL_INPUTS):
         return operation.inputs[0]
     return operation.input
 

@@ -17,8 +17,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ompq_deploy.artifacts import Grid
-from ompq_deploy.errors import BadInput
-from ompq_deploy.export.integer.program import Int64, Requantize, ShiftClamp
+from ompq_deploy.export.integer.rules import Int64, Requantize, ShiftClamp
 from ompq_deploy.numerics import MAX_SHIFT, dyadic, dyadic_shift
 
 LARGEST = 255
@@ -89,7 +88,7 @@ def shift_clamp(
     clamp: tuple[int, int],
     constant: Int64 | int = 0,
 ) -> ShiftClamp:
-    """The shift and clamp of a sum of (multiplier, bound) terms. Raises BadInput where the sum may leave 64 bits.
+    """The shift and clamp of a sum of (multiplier, bound) terms. Raises OverflowError where it may leave 64 bits.
 
     Computed in Python integers, so the proof itself cannot overflow.
     """
@@ -101,11 +100,7 @@ def shift_clamp(
         storage = storage + np.abs(np.asarray(multiplier, object)) * LARGEST
     reach = total // 2**exact + 1
     if np.max(total + storage + reach * 2**exact) >= 2**63 or np.max(reach) >= 2**30:
-        raise BadInput(
-            f"rescaling {name!r} can leave 64 bits: its scales differ too much",
-            where=name,
-            fix="check the activation ranges of this tensor; a scale is near zero or infinite",
-        )
+        raise OverflowError(f"rescaling {name!r} can leave 64 bits, its scales differ too much")
     return ShiftClamp(shift=shift, reach=np.asarray(reach, np.int64), low=clamp[0], high=clamp[1])
 
 
@@ -115,10 +110,6 @@ def accumulator_limit(grid: Grid) -> int:
 
 
 def check_accumulator(name: str, bound: int, grid: Grid) -> None:
-    """Raise BadInput where an accumulator of magnitude up to `bound`, of inputs on `grid`, may pass its limit."""
+    """Raise OverflowError where an accumulator of magnitude up to `bound`, of inputs on `grid`, may pass its limit."""
     if bound > accumulator_limit(grid):
-        raise BadInput(
-            f"the accumulator of {name!r} can reach {bound}, beyond {53 if grid.wide else 32} bits",
-            where=name,
-            fix="quantize this model with --target onnx, or split the layer: too many inputs are summed",
-        )
+        raise OverflowError(f"the accumulator of {name!r} can reach {bound}, beyond {53 if grid.wide else 32} bits")

@@ -18,17 +18,19 @@ from ompq_deploy.placement import grid_tensor, moves_values
 class Scope:
     """`layers` maps node names to their layer; `grids` holds the grid of each tensor that has one of its own.
 
-    Scales are the float32 values that the ONNX files hold.
+    Scales are the float32 values that the ONNX files hold. `arithmetic` is one of ARITHMETICS.
     """
 
     quantized: QuantizedGraph
     index: GraphIndex
     layers: Mapping[str, QuantizedLayer]
     grids: Mapping[str, Grid]
+    arithmetic: str
 
     @classmethod
-    def of(cls, quantized: QuantizedGraph) -> Scope:
+    def of(cls, quantized: QuantizedGraph, arithmetic: str) -> Scope:
         return cls(
+            arithmetic=arithmetic,
             quantized=quantized,
             index=GraphIndex(quantized.graph.model),
             layers={node: layer for layer in quantized.layers for node in layer.layer.nodes},

@@ -1,8 +1,8 @@
 """`--effort extensive`: the integers of `--effort default`, learned on, one block of the graph after the other.
 
-`blocks.py` cuts the graph and `adaround.py` holds the maths of rounding; `learn.py` improves one block, `prefix.py`
-carries the samples from block to block, and `walk.py` goes through them all. All but this file and `blocks.py` import
-torch, so they are only imported inside functions.
+`blocks.py` cuts the graph, `adaround.py` holds the maths of rounding and `fisher.py` those of the weighted loss;
+`learn.py` improves one block, `prefix.py` carries the samples from block to block, and `walk.py` goes through them all.
+All but this file and `blocks.py` import torch, so they are only imported inside functions.
 """
 
 from __future__ import annotations
@@ -11,22 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ompq_deploy.artifacts import QuantizedGraph, Samples
+from ompq_deploy.errors import BadInput
 from ompq_deploy.timing import Listener
 from ompq_deploy.torch_graph import require_torch
 
 CHECKPOINT_FILE = ".ompq-resume"
+FISHER = "fisher"
+LOSSES = ("squared", FISHER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructSettings:
-    """`iterations` per block at most; `drop` is the share of activations left unrounded while learning (QDrop);
-    `biases` tells whether they may move."""
+    """`iterations` per block at most; `loss` says how the elements of a block's output are weighted (`learn.py`);
+    `drop` is the share of activations left unrounded while learning (QDrop). Fewer images than `least` are repeated,
+    flipped and shifted, until there are as many. `biases` tells whether biases may move."""
 
     iterations: int = 800
+    loss: str = "squared"
     drop: float = 0.0
+    least: int = 256
     biases: bool = True
     seed: int = 0
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "iterations": self.iterations >= 1,
+            "loss": self.loss in LOSSES,
+            "drop": 0 <= self.drop < 1,
+            "least": self.least >= 1,
+        }
+        for name, holds in limits.items():
+            if not holds:
+                raise BadInput(
+                    f"{getattr(self, name)!r} cannot be used",
+                    where=f"reconstruction: {name}",
+                    fix=f"choose one of {', '.join(LOSSES)}" if name == "loss" else "read docs/maths.md",
+                )
 
 
 def reconstruct(

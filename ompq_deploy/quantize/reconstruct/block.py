@@ -16,18 +16,34 @@ from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph, bias_name
 
 @dataclass(frozen=True, kw_only=True)
 class BlockData:
-    """A block's inputs and float outputs for all samples: `exact` from the float prefix, `inputs` from the quantized
-    one."""
+    """A block's inputs and float outputs for all rows: `exact` from the float prefix, `inputs` from the quantized one.
+
+    `weights` are those of the squared error, shaped as `targets`; None where every element counts the same. The rows
+    are `samples` samples, and copies of all of them in the same order (`augment.with_copies`).
+    """
 
     exact: Tensors
     inputs: Tensors
     targets: Tensors
+    samples: int
+    weights: Tensors | None = None
 
     def rows(self, chosen: Tensor) -> BlockData:
-        """Some of the samples."""
+        """Some of the rows, each a sample of its own."""
         return BlockData(
-            exact=take(self.exact, chosen), inputs=take(self.inputs, chosen), targets=take(self.targets, chosen)
+            exact=take(self.exact, chosen),
+            inputs=take(self.inputs, chosen),
+            targets=take(self.targets, chosen),
+            samples=len(chosen),
+            weights=None if self.weights is None else take(self.weights, chosen),
         )
+
+    def squared_error(self, outputs: Tensors) -> Tensor:
+        """Weighted squared difference from the targets, summed over all elements of all rows."""
+        errors = {name: (outputs[name] - target).square() for name, target in self.targets.items()}
+        if self.weights is not None:
+            errors = {name: self.weights[name] * error for name, error in errors.items()}
+        return torch.stack([error.sum() for error in errors.values()]).sum()
 
     def __len__(self) -> int:
         return len(next(iter(self.targets.values())))
@@ -73,8 +89,8 @@ class BlockNetwork:
         return in_chunks(self.run, feeds, self.network.origin.graph.batch)
 
     def error(self, data: BlockData) -> float:
-        """Squared output error per sample, as the integers give it."""
-        return float(squared_error(self.outputs(data.inputs), data.targets)) / len(data)
+        """Squared output error per row, as the integers give it."""
+        return float(data.squared_error(self.outputs(data.inputs))) / len(data)
 
     def parameters(self) -> list[Tensor]:
         """The weights, scales, biases and steps of the block."""
@@ -82,8 +98,3 @@ class BlockNetwork:
         lists = ((net.weights, self.layers), (net.scales, self.layers), (net.biases, self.biases),
                  (net.steps, self.steps))  # fmt: skip
         return [values[i] for values, numbers in lists for i in numbers]
-
-
-def squared_error(outputs: Tensors, targets: Tensors) -> Tensor:
-    """Sum over all elements of all outputs."""
-    return torch.stack([(outputs[name] - target).square().sum() for name, target in targets.items()]).sum()

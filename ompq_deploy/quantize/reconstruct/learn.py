@@ -1,12 +1,14 @@
 """Learn one block: the rounding of its weights, their scales, its biases and the steps of its activations.
 
-    loss = sum over outputs of ||y'_k - y_k||^2 / (the same for the integers at the start)  +  PULL R(V)
+    loss = sum over outputs of <w_k, (y'_k - y_k)^2> / (the same for the integers at the start)  +  PULL R(V)
 
 y are the outputs of the float network's block on the float prefix, y' those of the block with soft codes (`soft.py`) on
-the quantized prefix (Li et al., "BRECQ", ICLR 2021). Adam learns everything together.
+the quantized prefix (Li et al., "BRECQ", ICLR 2021); w is 1, or the Fisher information of y (`fisher.py`). Adam learns
+everything together. Rows are the samples and, where images are few, flipped and shifted copies of them: the closed form
+that made the integers at the start has seen every sample, but no copy.
 
-Every WINDOW steps the codes are rounded and the block runs on samples held out from learning; the best state counts.
-It is kept if its loss is lower than before, both on the samples held out and on all; else the block stays as it was.
+Every WINDOW steps the codes are rounded and the block runs on samples held out from learning, with their copies; the
+best state counts. It is kept if its loss is lower than before, on these and on all; else the block stays as it was.
 Learning ends early
 
     when soft codes are no better than the integers were, on average over a window after the first: rounded ones would
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ompq_deploy.quantize.reconstruct import ReconstructSettings
-from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork, squared_error
+from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork
 from ompq_deploy.quantize.reconstruct.prefix import filled_up
 from ompq_deploy.quantize.reconstruct.soft import SoftBlock
 
@@ -33,9 +35,9 @@ PULL = 3e4
 """Weight of R against a reconstruction loss that begins at 1: a mean over weights is a small thing to each of them."""
 BETAS = (0.9, 0.99)
 NUMBERS = 2**18
-"""Output elements per step, over the samples of a batch."""
+"""Output elements per step, over the rows of a batch."""
 BATCHES = (4, 64)
-"""Fewest and most samples of a batch."""
+"""Fewest and most rows of a batch."""
 WINDOW = 50
 PATIENCE = 3
 TOLERANCE = 2e-3
@@ -46,7 +48,7 @@ SMALLEST = 1e-30
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """How it went: squared output error per sample before and after with rounded codes, and the steps taken."""
+    """How it went: squared output error per row before and after with rounded codes, and the steps taken."""
 
     before: float
     after: float
@@ -57,7 +59,7 @@ def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, s
     """Improve the parameters of one block of `block.network` in place, or leave them as they were."""
     device = next(iter(data.targets.values())).device
     generator = torch.Generator(device).manual_seed(seed)
-    held = data.rows(torch.arange(0, len(data), HELD_OUT))
+    held = data.rows(torch.nonzero(_held_out(data)).flatten())
     before, first = block.error(data), block.error(held)
     if not block.layers or before <= SMALLEST:
         return Learned(before=before, after=before, steps=0)
@@ -73,7 +75,7 @@ def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, s
         for rows in pieces:
             piece = data.rows(rows)
             outputs = soft.run(piece.exact, piece.inputs, generator)
-            loss = squared_error(outputs, piece.targets) / (before * sum(map(len, pieces)))
+            loss = piece.squared_error(outputs) / (before * sum(map(len, pieces)))
             loss.backward()
             window += float(loss.detach())
         (PULL * soft.indecision(steps / settings.iterations)).backward()
@@ -99,25 +101,30 @@ def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, s
 
 
 class _Batches:
-    """Random rows of the samples that are not held out, as pieces that one forward pass takes."""
+    """Random rows that are not held out, as pieces that one forward pass takes."""
 
     def __init__(self, data: BlockData, fixed: int | None, seed: int) -> None:
         numbers = sum(value[0].numel() for value in data.targets.values())
-        rows = torch.arange(len(data))
-        self._rows = rows[rows % HELD_OUT != 0] if len(data) > 1 else rows
+        held = _held_out(data)
+        self._rows = torch.nonzero(held if held.all() else ~held).flatten()
         self._size = min(max(NUMBERS // numbers, BATCHES[0]), BATCHES[1], len(self._rows))
         self._fixed = fixed
         self._generator = torch.Generator().manual_seed(seed)
         self._left = self._rows[:0]
 
     def draw(self) -> list[Tensor]:
-        """The next batch; every sample comes once before any comes again."""
+        """The next batch; every row comes once before any comes again."""
         if len(self._left) < self._size:
             self._left = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
         batch, self._left = self._left[: self._size], self._left[self._size :]
         if self._fixed is None:
             return [batch]
         return [filled_up(piece, self._fixed) for piece in batch.split(self._fixed)]
+
+
+def _held_out(data: BlockData) -> Tensor:
+    """Which rows are not learned from: every copy of one sample in HELD_OUT."""
+    return torch.arange(len(data)) % data.samples % HELD_OUT == 0
 
 
 def _copied(values: Sequence[Tensor]) -> list[Tensor]:

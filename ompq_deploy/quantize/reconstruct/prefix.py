@@ -20,13 +20,16 @@ Run = Callable[[Mapping[str, Tensor]], Tensors]
 
 
 class Prefix:
-    """Walks through the blocks in order; holds the tensors that the blocks to come read, and no others."""
+    """Walks through the blocks in order; holds the tensors that the blocks to come read, and no others.
+
+    `exact_network` is the float network.
+    """
 
     def __init__(
         self, network: FakeQuantGraph, samples: Samples, blocks: Sequence[Block], device: torch.device
     ) -> None:
         graph = network.origin.graph
-        self._float = TorchGraph(graph).to(device)
+        self.exact_network = TorchGraph(graph).to(device)
         self._last_read = {name: i for i, block in enumerate(blocks) for name in block.inputs}
         self._fixed = graph.batch
         self._exact = {name: torch.from_numpy(x.copy()).to(device) for name, x in samples.inputs.items()}
@@ -43,7 +46,11 @@ class Prefix:
     def targets(self, block: Block) -> Tensors:
         """What the block hands on in the float network."""
         feeds, _ = self.inputs(block)
-        return in_chunks(lambda feed: self._float(feed, outputs=block.outputs), feeds, self._fixed)
+        return in_chunks(lambda feed: self.exact_network(feed, outputs=block.outputs), feeds, self._fixed)
+
+    def alive(self, targets: Tensors) -> Tensors:
+        """The float network's tensors that lie behind a block which hands on `targets`."""
+        return {**self._exact, **targets}
 
     def advance(self, number: int, targets: Tensors, outputs: Tensors) -> None:
         """Pass block `number`, which hands on `targets` in the float network and `outputs` in the quantized one."""

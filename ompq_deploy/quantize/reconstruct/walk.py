@@ -6,28 +6,36 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ompq_deploy.artifacts import QuantizedGraph, Samples
+from ompq_deploy import checkpoint as files
+from ompq_deploy.artifacts import PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.augment import with_copies
 from ompq_deploy.errors import BadInput
-from ompq_deploy.finetune import checkpoint as files
-from ompq_deploy.quantize.reconstruct import ReconstructSettings
+from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.head_search import find_heads
+from ompq_deploy.heads import Heads
+from ompq_deploy.quantize.reconstruct import FISHER, ReconstructSettings
 from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork
-from ompq_deploy.quantize.reconstruct.blocks import find_blocks
+from ompq_deploy.quantize.reconstruct.blocks import Block, find_blocks
+from ompq_deploy.quantize.reconstruct.fisher import fisher_weights
 from ompq_deploy.quantize.reconstruct.learn import learn
-from ompq_deploy.quantize.reconstruct.prefix import Prefix
+from ompq_deploy.quantize.reconstruct.prefix import Prefix, Tensors
 from ompq_deploy.timing import Listener
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph
 
 BAR = 20
 """Characters of the progress bar."""
 SEED_STRIDE = 1_000_003
+MOST_NUMBERS = 2**28
+"""Numbers in front of a block, over all rows, that copies may lead to."""
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +50,19 @@ def walk(
     run = identity(start, samples, settings)
     done = _resume(network, checkpoint, run) if checkpoint else 0
     progress = _Progress(len(blocks), done, tell)
+    heads = find_heads(start.graph, samples, settings.threads) if settings.loss == FISHER else None
     with _threads(settings.threads):
-        prefix = Prefix(network, samples, blocks, device)
+        rows = with_copies(samples, repeats(start.graph, blocks, len(samples), settings.least), settings.seed)
+        prefix = Prefix(network, rows, blocks, device)
         for number, block in enumerate(blocks):
             exact, inputs = prefix.inputs(block)
-            data = BlockData(exact=exact, inputs=inputs, targets=prefix.targets(block))
+            data = BlockData(exact=exact, inputs=inputs, targets=prefix.targets(block), samples=len(samples))
             part = BlockNetwork(network, block)
             if number >= done:
-                learned = learn(part, data, settings, settings.seed * SEED_STRIDE + number)
+                seed = settings.seed * SEED_STRIDE + number
+                if heads is not None:
+                    data = replace(data, weights=_fisher(prefix, heads, block, data.targets, start.graph.batch, seed))
+                learned = learn(part, data, settings, seed)
                 log.info("%s: %.4g -> %.4g in %d steps", block.name, learned.before, learned.after, learned.steps)
                 if checkpoint:
                     files.save(checkpoint, run, {"done": number + 1, "network": network.state_dict()})
@@ -58,8 +71,16 @@ def walk(
     return network.quantized()
 
 
+def repeats(graph: PreparedGraph, blocks: Sequence[Block], count: int, least: int) -> int:
+    """How often `count` samples are taken to be `least` rows, or as many as memory allows; 1 where they are enough."""
+    shapes = GraphIndex(graph.model).shapes
+    largest = max(sum(prod(size or 1 for size in shapes[name][1:]) for name in block.inputs) for block in blocks)
+    return max(min(least // count, MOST_NUMBERS // (count * largest)), 1)
+
+
 def identity(start: QuantizedGraph, samples: Samples, settings: ReconstructSettings) -> dict[str, Any]:
-    """What a checkpoint is bound to: sha256 of model, samples and the integers to begin with, and the settings."""
+    """What a checkpoint is bound to: sha256 of model, samples and the integers to begin with, whether the samples are
+    images, and the settings."""
     integers = hashlib.sha256()
     for q in start.layers:
         integers.update(json.dumps([q.layer.name, q.bits, sorted(q.biases)]).encode())
@@ -67,7 +88,19 @@ def identity(start: QuantizedGraph, samples: Samples, settings: ReconstructSetti
             integers.update(data)
     integers.update(json.dumps({name: asdict(grid) for name, grid in sorted(start.grids.items())}).encode())
     model = hashlib.sha256(start.graph.model.SerializeToString(deterministic=True)).hexdigest()
-    return {"model": model, "samples": samples.sha256, "integers": integers.hexdigest(), "settings": asdict(settings)}
+    return {
+        "model": model,
+        "samples": samples.sha256,
+        "layout": samples.layout,
+        "integers": integers.hexdigest(),
+        "settings": asdict(settings),
+    }
+
+
+def _fisher(prefix: Prefix, heads: Heads, block: Block, targets: Tensors, fixed: int | None, seed: int) -> Tensors:
+    device = next(iter(targets.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
+    return fisher_weights(prefix.exact_network, heads, prefix.alive(targets), block.outputs, fixed, generator)
 
 
 def _resume(network: FakeQuantGraph, path: Path, run: dict[str, Any]) -> int:

@@ -13,26 +13,37 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ompq_deploy.export.integer.emit.elementwise import emit_concat, emit_constant, emit_product, emit_sum, emit_table
+from ompq_deploy.export.integer.emit.elementwise import (
+    emit_concat,
+    emit_constant,
+    emit_extreme,
+    emit_product,
+    emit_quotient,
+    emit_sum,
+    emit_table,
+)
 from ompq_deploy.export.integer.emit.linear import emit_conv, emit_matmul, emit_tensor_product, emit_zero_insertion
 from ompq_deploy.export.integer.emit.moves import emit_interpolation, emit_move, emit_setting
-from ompq_deploy.export.integer.emit.normalize import emit_normalization, emit_softmax
+from ompq_deploy.export.integer.emit.normalize import emit_norm, emit_normalization, emit_softmax
 from ompq_deploy.export.integer.emit.pools import emit_average_pool, emit_max_pool, emit_mean
-from ompq_deploy.export.integer.emit.writer import Writer, accumulator, storage_type, storage_zero, stored
+from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, storage_type, storage_zero, stored
 from ompq_deploy.export.integer.program import (
     Dequantize,
     IntegerAveragePool,
     IntegerConcat,
     IntegerConstant,
     IntegerConv,
+    IntegerExtreme,
     IntegerInterpolation,
     IntegerMatMul,
     IntegerMaxPool,
     IntegerMean,
     IntegerMove,
+    IntegerNorm,
     IntegerNormalization,
     IntegerProduct,
     IntegerProgram,
+    IntegerQuotient,
     IntegerSetting,
     IntegerSoftmax,
     IntegerSum,
@@ -40,6 +51,7 @@ from ompq_deploy.export.integer.program import (
     IntegerTensorProduct,
     IntegerZeroInsertion,
 )
+from ompq_deploy.graph_index import GraphIndex
 
 __all__ = ["accumulator", "integer_model", "storage_type", "storage_zero", "stored"]
 
@@ -53,6 +65,8 @@ EMITTERS: dict[type, Callable[[Writer, Any], None]] = {
     IntegerProduct: emit_product,
     IntegerTable: emit_table,
     IntegerConstant: emit_constant,
+    IntegerQuotient: emit_quotient,
+    IntegerExtreme: emit_extreme,
     IntegerConcat: emit_concat,
     IntegerMove: emit_move,
     IntegerInterpolation: emit_interpolation,
@@ -61,12 +75,13 @@ EMITTERS: dict[type, Callable[[Writer, Any], None]] = {
     IntegerTensorProduct: emit_tensor_product,
     IntegerNormalization: emit_normalization,
     IntegerSoftmax: emit_softmax,
+    IntegerNorm: emit_norm,
 }
 
 
 def integer_model(program: IntegerProgram) -> onnx.ModelProto:
     """The integer-only model. Graph inputs and outputs are the float model's."""
-    writer = Writer(program.grids)
+    writer = Writer(program.grids, GraphIndex(program.graph.model).shapes)
     for name in program.inputs:
         _quantize(writer, name)
     for operation in program.operations:
@@ -114,12 +129,20 @@ def _quantize(writer: Writer, name: str) -> None:
 
 
 def _dequantize(writer: Writer, ending: Dequantize) -> None:
-    """The float tensor at the end of the integers."""
+    """The float tensor at the end of the integers.
+
+    Behind a DequantizeLinear of int32 with one scale stands a Sum of that tensor alone: onnxruntime 1.31 repeats such a
+    node behind a Reshape that reads it, with a QuantizeLinear to int32 that it cannot run (its issue 25001).
+    """
     scale = writer.constant(f"{ending.tensor}_dequantize_scale", ending.scale)
-    if ending.from_accumulator:
-        writer.node("DequantizeLinear", [accumulator(ending.tensor), scale], ending.tensor, axis=ending.axis)
-    elif writer.grids[ending.tensor].wide:
-        writer.node("DequantizeLinear", [stored(ending.tensor), scale], ending.tensor)
-    else:
+    if not ending.from_accumulator and not writer.grids[ending.tensor].wide:
         zero_point = writer.zero_point(ending.tensor)
         writer.node("DequantizeLinear", [stored(ending.tensor), scale, zero_point], ending.tensor)
+        return
+    source = biased(ending.tensor) if ending.from_accumulator else stored(ending.tensor)
+    settings = {"axis": ending.axis} if ending.from_accumulator else {}
+    alone = ending.scale.size == 1
+    output = f"{ending.tensor}_dequantized" if alone else ending.tensor
+    writer.node("DequantizeLinear", [source, scale], output, **settings)
+    if alone:
+        writer.node("Sum", [output], ending.tensor)

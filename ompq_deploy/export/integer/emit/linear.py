@@ -9,26 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from ompq_deploy.export.integer.emit.blocks import requantize_blocks
+from ompq_deploy.export.integer.emit.qlinear import emit_qlinear_conv
 from ompq_deploy.export.integer.emit.rescale import requantize
-from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored
-from ompq_deploy.export.integer.program import (
-    Int64,
-    IntegerConv,
-    IntegerMatMul,
-    IntegerTensorProduct,
-    IntegerZeroInsertion,
-    Window,
-)
+from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, stored, window_attributes
+from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerTensorProduct, IntegerZeroInsertion
+from ompq_deploy.export.integer.rules import FloatRescale, Int64, Window
+from ompq_deploy.numerics import along_axis
 
 WEIGHT_ZERO = 128
 
 
 def emit_conv(writer: Writer, conv: IntegerConv) -> None:
-    """ConvInteger, the bias, the requantization."""
+    """ConvInteger, the bias, the requantization; or QLinearConv."""
+    if isinstance(conv.requantize, FloatRescale):
+        emit_qlinear_conv(writer, conv, conv.requantize)
+        return
     codes = shifted(writer, f"{conv.output}_codes", conv.weights)
-    total = convolve(writer, conv.input, codes, f"{conv.output}_total", conv.groups, conv.window)
-    bias = conv.bias.reshape(-1, *[1] * (conv.weights.ndim - 2))
-    _finish(writer, total, bias, conv)
+    convolve(writer, conv.input, codes, accumulator(conv.output), conv.groups, conv.window)
+    bias = along_axis(conv.bias, conv.weights.ndim - 1, 0)
+    if conv.requantize is None:
+        _add_bias(writer, conv.output, bias)
+    else:
+        requantize_blocks(writer, accumulator(conv.output), conv.requantize, conv.output, bias)
 
 
 def emit_matmul(writer: Writer, matmul: IntegerMatMul) -> None:
@@ -38,15 +41,17 @@ def emit_matmul(writer: Writer, matmul: IntegerMatMul) -> None:
     def multiply(part: Part, output: str) -> str:
         return writer.node("MatMulInteger", [part.tensor, weights, writer.uint8(part.zero)], output)
 
-    _finish(writer, _over_parts(writer, matmul.input, f"{matmul.output}_total", multiply), matmul.bias, matmul)
+    _over_parts(writer, matmul.input, accumulator(matmul.output), multiply)
+    if matmul.requantize is None:
+        _add_bias(writer, matmul.output, matmul.bias)
+    else:
+        requantize(writer, accumulator(matmul.output), matmul.requantize, matmul.output, matmul.bias)
 
 
-def _finish(writer: Writer, total: str, bias: Int64, operation: IntegerConv | IntegerMatMul) -> None:
-    kind = np.int64 if writer.grids[operation.input].wide else np.int32
-    added = writer.constant(f"{operation.output}_bias", bias.astype(kind))
-    writer.node("Add", [total, added], accumulator(operation.output))
-    if operation.requantize is not None:
-        requantize(writer, accumulator(operation.output), operation.requantize, operation.output)
+def _add_bias(writer: Writer, output: str, bias: Int64) -> None:
+    """The biased accumulator, which is dequantized."""
+    added = writer.constant(f"{output}_bias", bias.astype(np.int32))
+    writer.node("Add", [accumulator(output), added], biased(output))
 
 
 def emit_zero_insertion(writer: Writer, insertion: IntegerZeroInsertion) -> None:
@@ -125,8 +130,3 @@ def _byte_tensors(writer: Writer, tensor: str, name: str) -> tuple[Part, Part]:
     low = writer.node("Mod", [code, base], f"{name}_code_low")
     parts = [writer.node("Cast", [part], f"{part}_byte", to=TensorProto.UINT8) for part in (high, low)]
     return Part(tensor=parts[0], zero=zero >> 8), Part(tensor=parts[1], zero=zero & 255)
-
-
-def window_attributes(window: Window) -> dict[str, list[int]]:
-    """The settings of a sliding window, but its kernel's shape, as ONNX attributes."""
-    return {"strides": list(window.strides), "dilations": list(window.dilations), "pads": list(window.pads)}

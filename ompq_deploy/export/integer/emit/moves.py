@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import TensorProto
 
+from ompq_deploy.export.integer.emit.elementwise import as_stored
 from ompq_deploy.export.integer.emit.rescale import requantize
 from ompq_deploy.export.integer.emit.writer import Writer, stored
-from ompq_deploy.export.integer.program import IntegerInterpolation, IntegerMove, IntegerSetting
+from ompq_deploy.export.integer.program import PAD_VALUE_POSITION, IntegerInterpolation, IntegerMove, IntegerSetting
 from ompq_deploy.graph_index import attributes
 
 
 def emit_move(writer: Writer, move: IntegerMove) -> None:
-    """The operator itself, on the stored tensor; padding is the stored zero."""
+    """The operator itself, on the stored tensor; padding is stored as the tensor is."""
     inputs = [stored(move.input)]
     for position, value in enumerate(move.constants, start=1):
-        if isinstance(value, str):
+        if move.op == "Pad" and position == PAD_VALUE_POSITION:
+            inputs.append("")
+        elif isinstance(value, str):
             inputs.append(value)
         else:
             inputs.append("" if value is None else writer.constant(f"{move.output}_setting{position}", value))
     if move.op == "Pad":
-        inputs[2:3] = [writer.stored_zero(move.input)]
+        inputs[PAD_VALUE_POSITION : PAD_VALUE_POSITION + 1] = [_fill(writer, move)]
     writer.node(move.op, inputs, stored(move.output), **move.attributes)
+
+
+def _fill(writer: Writer, pad: IntegerMove) -> str:
+    """What a Pad fills with, as its input is stored."""
+    value = pad.constants[PAD_VALUE_POSITION - 1] if len(pad.constants) >= PAD_VALUE_POSITION else None
+    if value is None:
+        return writer.stored_zero(pad.input)
+    return writer.constant(f"{pad.output}_fill", as_stored(writer, np.asarray(value), pad.input))
 
 
 def emit_setting(writer: Writer, setting: IntegerSetting) -> None:

@@ -7,7 +7,12 @@ from onnx import TensorProto
 
 from ompq_deploy.export.integer.emit.rescale import requantize, shift, term
 from ompq_deploy.export.integer.emit.writer import Writer
-from ompq_deploy.export.integer.program import PROBABILITY_BITS, IntegerNormalization, IntegerSoftmax
+from ompq_deploy.export.integer.program import (
+    PROBABILITY_BITS,
+    IntegerNorm,
+    IntegerNormalization,
+    IntegerSoftmax,
+)
 
 MEAN_OFFSET = 1 << 17
 """Above the magnitude of any grid, so that what is divided is positive and division rounds down."""
@@ -57,6 +62,20 @@ def emit_softmax(writer: Writer, softmax: IntegerSoftmax) -> None:
     scaled = math.times(powers, 1 << PROBABILITY_BITS, "powers_scaled")
     rounded = math.node("Add", [scaled, math.over(total, 2, "half_total")], "powers_rounded")
     requantize(writer, math.node("Div", [rounded, total], "shares"), softmax.requantize, softmax.output)
+
+
+def emit_norm(writer: Writer, norm: IntegerNorm) -> None:
+    """The root of a sum of squares."""
+    math = _Arithmetic(writer, f"{norm.output}_root")
+    axes = writer.constant(f"{norm.output}_axes", np.array(norm.axes, np.int64))
+    x = writer.centred(norm.input, f"{norm.output}_source", TensorProto.INT64)
+    squares = math.node("Mul", [x, x], "squares")
+    total = writer.node("ReduceSum", [squares, axes], f"{norm.output}_sum", keepdims=int(norm.keep_axes))
+    last = writer.constant(f"{norm.output}_new_axis", np.array([-1], np.int64))
+    radicand = math.add(math.times(total, 4**norm.root_shift, "total_scaled"), 1, "radicand")
+    column = writer.node("Unsqueeze", [radicand, last], f"{norm.output}_column")
+    root = emit_square_root(writer, column, f"{norm.output}_roots")
+    requantize(writer, writer.node("Squeeze", [root, last], f"{norm.output}_row"), norm.requantize, norm.output)
 
 
 class _Arithmetic:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from ompq_deploy.export.integer.emit.linear import convolve, shifted, window_attributes
+from ompq_deploy.export.integer.emit.linear import convolve, shifted
 from ompq_deploy.export.integer.emit.rescale import requantize
-from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored
+from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored, window_attributes
 from ompq_deploy.export.integer.program import IntegerAveragePool, IntegerMaxPool, IntegerMean
 
 LAST = np.iinfo(np.int64).max

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid
+from ompq_deploy.export.integer.rules import Window
 
 
 def stored(name: str) -> str:
@@ -19,8 +20,18 @@ def stored(name: str) -> str:
 
 
 def accumulator(name: str) -> str:
-    """The int32 accumulator that an integer tensor is requantized from, or that a float tensor is dequantized from."""
+    """The sum of products, int32 or int64, that a tensor is made from; a bias is not in it."""
     return f"{name}_accumulator"
+
+
+def biased(name: str) -> str:
+    """The int32 accumulator with its bias, which a float tensor is dequantized from."""
+    return f"{name}_biased"
+
+
+def window_attributes(window: Window) -> dict[str, list[int]]:
+    """The settings of a sliding window, but its kernel's shape, as ONNX attributes."""
+    return {"strides": list(window.strides), "dilations": list(window.dilations), "pads": list(window.pads)}
 
 
 def storage_zero(grid: Grid) -> int:
@@ -34,10 +45,11 @@ def storage_type(grid: Grid) -> int:
 
 
 class Writer:
-    """Nodes and initializers in order; `grids` are those of the program."""
+    """Nodes and initializers in order; `grids` are those of the program, and of parts that tensors are split into;
+    `shapes` are those of the float model's tensors, as far as they are known."""
 
-    def __init__(self, grids: Mapping[str, Grid]) -> None:
-        self.grids = grids
+    def __init__(self, grids: Mapping[str, Grid], shapes: Mapping[str, Sequence[int | None]]) -> None:
+        self.grids, self.shapes = dict(grids), shapes
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._once: set[str] = set()
@@ -52,19 +64,30 @@ class Writer:
         self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}_{op}", **attributes))
         return output
 
+    def split(self, source: str, lengths: str, outputs: Sequence[str]) -> None:
+        """The parts of a tensor along axis 1, as long as the constant `lengths` says."""
+        self.nodes.append(helper.make_node("Split", [source, lengths], outputs, name=f"{outputs[0]}_Split", axis=1))
+
     def zero_point(self, tensor: str) -> str:
         """The constant that holds the zero-point of an 8-bit tensor."""
         return self.uint8(self.grids[tensor].zero_point)
 
+    def shared(self, name: str, value: np.generic) -> str:
+        """A constant that is stored once, however often it is asked for."""
+        if name not in self._once:
+            self._once.add(name)
+            self.constant(name, value)
+        return name
+
     def uint8(self, value: int) -> str:
         """A scalar uint8 constant, stored once."""
-        return self._shared(f"zero_point_{value}", np.uint8(value))
+        return self.shared(f"zero_point_{value}", np.uint8(value))
 
     def stored_zero(self, tensor: str) -> str:
         """The constant that stored(tensor) holds for the integer 0."""
         if not self.grids[tensor].wide:
             return self.zero_point(tensor)
-        return self._shared("wide_zero", np.int32(0))
+        return self.shared("wide_zero", np.int32(0))
 
     def zero(self, tensor: str) -> int:
         """What `stored(tensor)` holds for the integer 0."""
@@ -79,10 +102,3 @@ class Writer:
             return source
         zero = np.asarray(self.zero(tensor), helper.tensor_dtype_to_np_dtype(kind))
         return self.node("Sub", [source, self.constant(f"{name}_zero", zero)], name)
-
-    def _shared(self, name: str, value: np.generic) -> str:
-        """A constant that is stored once, however often it is asked for."""
-        if name not in self._once:
-            self._once.add(name)
-            self.constant(name, value)
-        return name

@@ -1,4 +1,4 @@
-"""Flips and shifted crops of image batches, each sample by its own draw.
+"""Flips and shifted crops of images, each sample by its own draw.
 
 A crop pads every side by an eighth of the image, reflected, and cuts the image's size out at a random place: 4 pixels
 for 32 x 32, as is usual for CIFAR-10 (He et al., CVPR 2016).
@@ -6,12 +6,14 @@ for 32 x 32, as is usual for CIFAR-10 (He et al., CVPR 2016).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ompq_deploy.artifacts import Float32
+from ompq_deploy.artifacts import Float32, Samples
 
 MARGIN = 8
 """An image's side is padded by its length divided by this."""
@@ -32,6 +34,31 @@ class Draws:
 def draw(count: int, random: np.random.Generator) -> Draws:
     """Draws for `count` samples."""
     return Draws(flip=random.random(count) < 0.5, shift=random.random((count, 2)))
+
+
+def augmented_feeds(feeds: Mapping[str, NDArray[Any]], layout: str, draws: Draws, how: str) -> dict[str, NDArray[Any]]:
+    """Feeds of one image input, NCHW or NHWC, after what `how` names."""
+    to_nchw, back = ((0, 3, 1, 2), (0, 2, 3, 1)) if layout == "NHWC" else ((0, 1, 2, 3),) * 2
+    ((name, images),) = feeds.items()
+    return {name: augmented(images.transpose(to_nchw), draws, how).transpose(back)}
+
+
+def with_copies(samples: Samples, count: int, seed: int) -> Samples:
+    """The samples, then `count` - 1 times all of them again, flipped and cropped anew each time.
+
+    Sample i is row i of every copy. Samples that are no images are left as they are. `sha256` stays that of the
+    originals.
+    """
+    if samples.layout is None or count == 1:
+        return samples
+    random = np.random.default_rng(seed)
+    drawn = [draw(len(samples), random) for _ in range(count - 1)]
+    parts = [samples.inputs, *(augmented_feeds(samples.inputs, samples.layout, d, "flip+crop") for d in drawn)]
+    return replace(
+        samples,
+        inputs={name: np.concatenate([part[name] for part in parts]) for name in samples.inputs},
+        labels=None if samples.labels is None else np.tile(samples.labels, count),
+    )
 
 
 def augmented(images: Float32, draws: Draws, how: str) -> Float32:

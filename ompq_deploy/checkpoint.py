@@ -1,4 +1,7 @@
-"""Where a killed run goes on: a file that is either the old state or the new one, never half of one."""
+"""Where a killed run goes on: a file that is either the old state or the new one, never half of one.
+
+Imports torch, so it is only imported inside functions, and by modules that are.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from typing import Any
 import torch
 
 from ompq_deploy.errors import BadInput
-
-CHECKPOINT_FILE = "finetune.ckpt"
 
 
 def save(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -36,14 +37,12 @@ def load(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         made_of, state = stored["run"], stored["state"]
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as e:
-        raise BadInput(
-            f"this is no checkpoint: {e}", where=str(path), fix="remove it, or leave out --resume to start again"
-        ) from e
+        raise BadInput(f"this is no checkpoint: {e}", where=str(path), fix="remove it to start again") from e
     changed = sorted(name for name in {*made_of, *run} if made_of.get(name) != run.get(name))
     if changed:
         raise BadInput(
             f"the checkpoint is of another run; they differ in: {', '.join(changed)}",
             where=str(path),
-            fix="give the same model, plan, data and settings, or leave out --resume to start again",
+            fix="give the same model, plan, data and settings, or remove it to start again",
         )
     return dict(state)

@@ -1,0 +1,37 @@
+"""Emit a convolution under the arithmetic `tensorrt`: ONNX QLinearConv, whose kernel in onnxruntime computes it.
+
+That kernel (MLAS, `MlasRequantizeOutput`) adds the int32 bias to the int32 sum, converts to float32, multiplies by
+x_scale w_scale[c] / y_scale, clamps, and rounds to nearest, ties to even. x_scale and y_scale are 1 here and w_scale is
+the whole ratio, so that no runtime can round their quotient in another way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ompq_deploy.export.integer.emit.writer import Writer, stored, window_attributes
+from ompq_deploy.export.integer.program import IntegerConv
+from ompq_deploy.export.integer.rules import FloatRescale
+
+
+def emit_qlinear_conv(writer: Writer, conv: IntegerConv, rule: FloatRescale) -> None:
+    """One node, and a Clip where the clamp is narrower than uint8."""
+    zero = writer.grids[conv.output].zero_point
+    one = writer.shared("unit_scale", np.float32(1))
+    inputs = [
+        stored(conv.input),
+        one,
+        writer.zero_point(conv.input),
+        writer.constant(f"{conv.output}_codes", conv.weights),
+        writer.constant(f"{conv.output}_ratio", rule.scale),
+        writer.shared("weight_zero_point", np.int8(0)),
+        one,
+        writer.zero_point(conv.output),
+        writer.constant(f"{conv.output}_bias", conv.bias.astype(np.int32)),
+    ]
+    saturates = (rule.low + zero, rule.high + zero) == (0, 255)
+    result = stored(conv.output) if saturates else f"{conv.output}_saturated"
+    writer.node("QLinearConv", inputs, result, group=conv.groups, **window_attributes(conv.window))
+    if not saturates:
+        ends = [writer.uint8(bound + zero) for bound in (rule.low, rule.high)]
+        writer.node("Clip", [result, *ends], stored(conv.output))

@@ -1,0 +1,66 @@
+"""Write GroupNormalization and RMSNormalization as operators that every stage knows, as exporters did before them.
+
+    GroupNormalization    y = gamma[c] (x - mean) / sqrt(var + eps) + beta[c]     over a group's channels and all axes
+    RMSNormalization      y = gamma x / sqrt(mean(x^2) + eps)                     over the axes from `axis` on
+
+onnx 1.23 infers no shapes behind the former, and the integer-only model computes the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from onnxscript import rewriter
+from onnxscript.rewriter import pattern
+
+DEFAULT_EPSILON = 1e-5
+
+
+class _KnownRank(pattern.RewriteRuleClassBase):
+    def check(self, context, x, **_):  # type: ignore[no-untyped-def, override]
+        """Whether the rank of the input is known."""
+        result = pattern.MatchResult()
+        return result if x.shape is not None else result.fail("its rank is not known", x)
+
+
+class _GroupNorm(_KnownRank):
+    def pattern(self, op, x, gamma, beta):  # type: ignore[no-untyped-def]
+        """The node to replace, with any settings."""
+        return op.GroupNormalization(x, gamma, beta, _allow_other_attributes=True, _outputs=["y"])
+
+    def rewrite(self, op, x, gamma, beta, y):  # type: ignore[no-untyped-def]
+        """InstanceNormalization with the groups as its channels."""
+        settings = y.producer().attributes
+        groups, epsilon = settings["num_groups"].as_int(), _epsilon(settings)
+        ones, zeros = (op.Constant(value_floats=[value] * groups) for value in (1.0, 0.0))
+        grouped = op.Reshape(x, op.Constant(value_ints=[0, groups, -1]))
+        sizes = [size for size in x.shape[1:] if isinstance(size, int)]
+        target = op.Constant(value_ints=[0, *sizes]) if len(sizes) == len(x.shape) - 1 else op.Shape(x)
+        normal = op.Reshape(op.InstanceNormalization(grouped, ones, zeros, epsilon=epsilon), target)
+        per_channel = op.Constant(value_ints=[-1] + [1] * (len(x.shape) - 2))
+        return op.Add(op.Mul(normal, op.Reshape(gamma, per_channel)), op.Reshape(beta, per_channel))
+
+
+class _RootMeanSquareNorm(_KnownRank):
+    def pattern(self, op, x, gamma):  # type: ignore[no-untyped-def]
+        """The node to replace, with any settings."""
+        return op.RMSNormalization(x, gamma, _allow_other_attributes=True, _outputs=["y"])
+
+    def rewrite(self, op, x, gamma, y):  # type: ignore[no-untyped-def]
+        """The formula."""
+        settings, rank = y.producer().attributes, len(x.shape)
+        first = settings["axis"].as_int() if "axis" in settings else -1
+        axes = op.Constant(value_ints=list(range(first % rank, rank)))
+        mean = op.ReduceMean(op.Mul(x, x), axes, keepdims=1)
+        deviation = op.Sqrt(op.Add(mean, op.Constant(value_float=_epsilon(settings))))
+        return op.Mul(op.Mul(x, op.Reciprocal(deviation)), gamma)
+
+
+def _epsilon(settings: Mapping[str, ir.Attr]) -> float:
+    return float(settings["epsilon"].as_float()) if "epsilon" in settings else DEFAULT_EPSILON
+
+
+def split_norms(model: ir.Model) -> bool:
+    """Rewrite in place; True if anything changed."""
+    return rewriter.RewriteRuleSet([_GroupNorm.rule(), _RootMeanSquareNorm.rule()]).apply_to_model(model) > 0

@@ -1,0 +1,49 @@
+"""Requantization block by block computes the same integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ompq_deploy.export.integer.emit import blocks, integer_model
+from ompq_deploy.export.integer.lower import lower
+from tests import models
+from tests.integer import assert_equal_to_reference
+from tests.models import GraphBuilder
+from tests.quantized import inputs, quantize_graph, with_zero_points
+
+
+def test_blocks_hold_whole_channels_and_are_of_about_equal_size() -> None:
+    elements = blocks.BLOCK_ELEMENTS
+    assert blocks.block_sizes((None, 64, 8, 8)) == [64]
+    assert blocks.block_sizes((None, 7, 1, elements)) == [1] * 7
+    assert blocks.block_sizes((None, 7, 1, elements // 2)) == [2, 2, 2, 1]
+    assert blocks.block_sizes((4, 8, 1, elements // 8)) == [2, 2, 2, 2]
+    assert blocks.block_sizes((None, 7, None, 100)) == []
+    assert blocks.block_sizes(()) == []
+
+
+def test_a_broadcast_sum_stays_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1)
+    g = GraphBuilder()
+    first = g.node("Relu", [g.conv("x", "first", 3, 4)], "relu")
+    mean = g.node("ReduceMean", [first, g.constant(np.array([1], np.int64), "axes")], "mean")
+    added = g.node("Relu", [g.node("Add", [g.conv(first, "second", 4, 4), mean], "add")], "added")
+    model = g.model(["N", 3, 6, 6], g.conv(added, "last", 4, 2), ["N", 2, 6, 6], opset=21)
+    program = lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+    split = {node.input[0] for node in integer_model(program).graph.node if node.op_type == "Split"}
+    assert split == {"relu_out_accumulator"}
+    assert_equal_to_reference(program, inputs(program.graph))
+
+
+@pytest.mark.parametrize("size", [1, 500, 1000])
+def test_any_block_size_gives_the_same_integers(
+    size: int, residual_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", size)
+    quantized = with_zero_points(quantize_graph(residual_model), [200, 3, 128, 255, 77])
+    program = lower(quantized)
+    assert any(node.op_type == "Split" for node in integer_model(program).graph.node)
+    assert_equal_to_reference(program, inputs(quantized.graph))
