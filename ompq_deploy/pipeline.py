@@ -19,12 +19,12 @@ from ompq_deploy.artifacts import (
     PreparedGraph,
     QuantizedGraph,
     Samples,
-    Scores,
     SizeTable,
 )
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
-from ompq_deploy.contest import Contest, captured_rows, hold_contest, split
+from ompq_deploy.choice import choose_plan, refines
+from ompq_deploy.contest import Contest
 from ompq_deploy.engine_fit import fit_engine
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed, OmpqError
 from ompq_deploy.evaluate import Evaluation, accuracy_failures, evaluate, evaluation_document
@@ -39,7 +39,6 @@ from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.fidelity import MOST_SAMPLES, fidelity_document
 from ompq_deploy.grids_file import GRIDS_FILE, grids_document
 from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
-from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.passes.equalize import equalize
 from ompq_deploy.plan_file import plan_document
@@ -109,7 +108,7 @@ def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizi
         problem = allocation(graph, settings)
         samples = calibration_samples(graph, settings)
     with watch.stage("capture"):
-        captured = run_capture(graph, samples, settings, histograms=quantizing)
+        captured = run_capture(graph, samples, settings, histograms=quantizing or refines(settings))
 
     def choose(sizes: SizeTable) -> tuple[BitPlan, tuple[Contest | None, str]]:
         solve = replace(problem, sizes=sizes).plan
@@ -139,47 +138,6 @@ def engine_measure(graph: PreparedGraph, captured: Capture) -> Callable[[BitPlan
         return len(build_engine(tensorrt_graph(quantize(graph, captured, plan, quick)), backend).plan)
 
     return measure
-
-
-def choose_plan(
-    graph: PreparedGraph,
-    samples: Samples,
-    captured: Capture | None,
-    solve: Callable[[Scores], BitPlan],
-    settings: PlanSettings,
-    watch: Stopwatch,
-) -> tuple[BitPlan, Contest | None, str]:
-    """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
-    if settings.metric.name != "auto":
-        with watch.stage("score"):
-            rounding = round_weights(graph, settings.widths)
-            evidence = Evidence(
-                graph=graph, rounding=rounding, samples=samples, capture=captured, threads=settings.threads
-            )
-            scores = score(evidence, settings.metric)
-        with watch.stage("solve"):
-            return solve(scores), None, scores.note
-    parts = split(samples)
-    inner = Stopwatch()
-    with watch.stage("contest"):
-        rounding = round_weights(graph, settings.widths)
-        evidence = Evidence(
-            graph=graph,
-            rounding=rounding,
-            samples=parts.scored,
-            capture=captured_rows(captured, parts.scored_rows) if captured else None,
-            threads=settings.threads,
-        )
-
-        def plan_under(metric: str) -> BitPlan:
-            with inner.stage("score"):
-                scores = score(evidence, replace(settings.metric, name=metric))
-            with inner.stage("solve"):
-                return solve(scores)
-
-        contest = hold_contest(graph, plan_under, CONTESTANTS, parts, rounding, threads=settings.threads)
-    watch.seconds.update(inner.seconds)
-    return contest.plan, contest, contest.note
 
 
 def prepare_graph(model: Path, settings: PlanSettings) -> PreparedGraph:

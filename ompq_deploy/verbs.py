@@ -9,6 +9,7 @@ from typing import Any
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, Scores
 from ompq_deploy.calib import Preprocess, input_specs, load_labelled
+from ompq_deploy.choice import choose_plan, refines
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed
 from ompq_deploy.evaluate import evaluate
 from ompq_deploy.export.integer.emit import integer_model
@@ -31,7 +32,6 @@ from ompq_deploy.pipeline import (
     TENSORRT_FILE,
     WRITTEN,
     calibration_samples,
-    choose_plan,
     hold_budget,
     make_plan,
     prepare_graph,
@@ -80,7 +80,7 @@ def write_pareto(
             problem = allocation(graph, settings)
             samples = calibration_samples(graph, settings)
         with watch.stage("capture"):
-            captured = run_capture(graph, samples, settings, histograms=False)
+            captured = run_capture(graph, samples, settings, histograms=refines(settings))
 
         def plan(scores: Scores) -> BitPlan:
             seen[scores.metric] = scores

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ompq_deploy import contest, torch_graph, verbs
+from ompq_deploy import choice, contest, torch_graph, verbs
 from ompq_deploy.allocate import allocate
-from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, Samples, SizeTable
+from ompq_deploy.artifacts import BitPlan, Budget, Float32, PreparedGraph, QuantizedGraph, Samples, SizeTable
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BackendMissing
 from ompq_deploy.head_search import find_heads
@@ -18,6 +21,7 @@ from ompq_deploy.heads import Reference
 from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.numerics import packed_bytes
 from ompq_deploy.prepare import prepare
+from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.runner import run_samples
 from ompq_deploy.settings import PlanSettings
 from tests.quantized import inputs
@@ -54,8 +58,8 @@ class Planner:
         self.plans[metric] = allocate(self.graph.layers, scores, self.sizes, self.budget)
         return self.plans[metric]
 
-    def hold(self, metrics: tuple[str, ...] = CONTESTANTS) -> contest.Contest:
-        return contest.hold_contest(self.graph, self, metrics, self.parts, self.rounding)
+    def hold(self, metrics: tuple[str, ...] = CONTESTANTS, refine: contest.Refine | None = None) -> contest.Contest:
+        return contest.hold_contest(self.graph, self, metrics, self.parts, self.rounding, refine=refine)
 
 
 def test_the_winner_is_never_worse_than_any_metric_on_the_samples_held_out(graph: PreparedGraph) -> None:
@@ -78,6 +82,57 @@ def test_the_winner_is_never_worse_than_any_metric_on_the_samples_held_out(graph
             assert entry.loss == pytest.approx(measured[entry.metric])
             assert entry.size_bytes == planner.plans[entry.metric].size_bytes <= planner.budget.size_bytes
     assert result.plan.metric in measured
+
+
+def test_finalists_are_decided_refined(graph: PreparedGraph) -> None:
+    """A refinement under which the third best is perfect makes it win, and leaves the others' figures as they were."""
+    planner = Planner(graph, samples_of(graph, 32))
+    rounded = planner.hold()
+    losses = {entry.loss for entry in rounded.entries if entry.loss is not None}
+    third = sorted(losses)[contest.FINALISTS - 1]
+    favourite = next(entry.metric for entry in rounded.entries if entry.loss == third)
+    refined: list[tuple[int, ...]] = []
+
+    def refine(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
+        refined.append(tuple(plan.bits().values()))
+        perfect = plan.bits() == planner.plans[favourite].bits()
+        weights = {} if perfect else {name: planner.rounding.rounded(name, 2) for name in plan.bits()}
+        return run_samples(graph, weights, tensors, planner.parts.held_out)
+
+    result = planner.hold(refine=refine)
+    assert result.plan.bits() == planner.plans[favourite].bits()
+    assert len(refined) == len(set(refined)) == contest.FINALISTS
+    assert [entry.loss for entry in result.entries] == [entry.loss for entry in rounded.entries]
+    finalists = {entry.metric: entry.refined_loss for entry in result.entries if entry.refined_loss is not None}
+    assert finalists[favourite] == 0
+    assert {entry.metric for entry in rounded.entries if entry.loss is not None and entry.loss <= third} == set(
+        finalists
+    )
+
+
+def test_the_whole_job_refines_with_the_scored_samples_alone(
+    residual_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = prepare(residual_model)
+    np.savez(tmp_path / "calib.npz", **samples_of(graph, 32).inputs)
+    seen: list[int] = []
+    quantize = choice.quantize
+
+    def counted(*args: Any, samples: Samples, **settings: Any) -> QuantizedGraph:
+        seen.append(len(samples))
+        return quantize(*args, samples=samples, **settings)
+
+    monkeypatch.setattr(choice, "quantize", counted)
+    found = {}
+    for effort in ("quick", "default"):
+        settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
+        settings = replace(settings, quantize=QuantizeSettings(effort=effort))
+        verbs.write_plan(residual_model, settings, tmp_path / effort)
+        found[effort] = json.loads((tmp_path / effort / "plan.json").read_text())["contest"]
+        assert seen == [] if effort == "quick" else set(seen) == {24}
+    assert all(entry["refined_loss"] is None for entry in found["quick"]["entries"])
+    refined = {e["metric"]: e["refined_loss"] for e in found["default"]["entries"] if e["refined_loss"] is not None}
+    assert found["default"]["winner"] == min(refined, key=refined.__getitem__)
 
 
 def test_without_torch_it_goes_on_with_the_rest_and_says_so(

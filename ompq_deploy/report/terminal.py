@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,17 +61,21 @@ def _layer_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
+LOSSES = ("refined_loss", "loss")
+"""Of an entry of the contest; the first that it has decides."""
+
+
 def _contest_table(contest: Mapping[str, Any]) -> Table:
-    """Every metric's plan on the samples held out, the best first and those skipped last."""
+    """Every metric's plan on the samples held out, the best first and those skipped last; finalists are refined too."""
     table = Table(title="contest of the metrics", title_justify="left", caption_justify="left")
-    for heading in ("metric", contest["measure"], "bytes", "seconds", ""):
+    for heading in ("metric", contest["measure"], "refined", "bytes", "seconds", ""):
         table.add_column(heading, justify="left" if heading in ("metric", "") else "right")
-    entries = sorted(contest["entries"], key=lambda entry: (entry["loss"] is None, entry["loss"] or 0.0))
+    entries = sorted(contest["entries"], key=lambda e: tuple(math.inf if e[k] is None else e[k] for k in LOSSES))
     for entry in entries:
-        loss = "" if entry["loss"] is None else f"{entry['loss']:.5g}"
+        refined, loss = ("" if entry[k] is None else f"{entry[k]:.5g}" for k in LOSSES)
         size = "" if entry["size_bytes"] is None else f"{entry['size_bytes']:,}"
         remark = "chosen" if entry["metric"] == contest["winner"] else escape(entry["skipped"])
-        table.add_row(entry["metric"], loss, size, f"{entry['seconds']:.2f}", remark)
+        table.add_row(entry["metric"], loss, refined, size, f"{entry['seconds']:.2f}", remark)
     table.caption = f"scored on {contest['scored_samples']} samples, decided on {contest['held_out_samples']}"
     return table
 

@@ -1,0 +1,78 @@
+"""The plan under the metric that the settings name, or the winner of the contest. Glue of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samples, Scores
+from ompq_deploy.contest import Contest, Refine, Split, captured_rows, hold_contest, split
+from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.export.qdq_names import QdqNames
+from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
+from ompq_deploy.quantize import quantize
+from ompq_deploy.runner import run_model
+from ompq_deploy.settings import PlanSettings
+from ompq_deploy.timing import Stopwatch
+
+
+def refines(settings: PlanSettings) -> bool:
+    """Whether the contest compares refined networks: those of the run are."""
+    return settings.metric.name == "auto" and settings.quantize.effort != "quick"
+
+
+def choose_plan(
+    graph: PreparedGraph,
+    samples: Samples,
+    captured: Capture,
+    solve: Callable[[Scores], BitPlan],
+    settings: PlanSettings,
+    watch: Stopwatch,
+) -> tuple[BitPlan, Contest | None, str]:
+    """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
+    if settings.metric.name != "auto":
+        with watch.stage("score"):
+            rounding = round_weights(graph, settings.widths)
+            evidence = Evidence(
+                graph=graph, rounding=rounding, samples=samples, capture=captured, threads=settings.threads
+            )
+            scores = score(evidence, settings.metric)
+        with watch.stage("solve"):
+            return solve(scores), None, scores.note
+    parts = split(samples)
+    inner = Stopwatch()
+    with watch.stage("contest"):
+        rounding = round_weights(graph, settings.widths)
+        evidence = Evidence(
+            graph=graph,
+            rounding=rounding,
+            samples=parts.scored,
+            capture=captured_rows(captured, parts.scored_rows),
+            threads=settings.threads,
+        )
+
+        def plan_under(metric: str) -> BitPlan:
+            with inner.stage("score"):
+                scores = score(evidence, replace(settings.metric, name=metric))
+            with inner.stage("solve"):
+                return solve(scores)
+
+        refine = _refinement(graph, parts, captured, settings) if refines(settings) else None
+        contest = hold_contest(graph, plan_under, CONTESTANTS, parts, rounding, refine=refine, threads=settings.threads)
+    watch.seconds.update(inner.seconds)
+    return contest.plan, contest, contest.note
+
+
+def _refinement(graph: PreparedGraph, parts: Split, captured: Capture, settings: PlanSettings) -> Refine:
+    """The contest's `refine`: closed form, whatever comes after it in the run."""
+    names = QdqNames(graph)
+    rounding = replace(settings.quantize, effort="default")
+
+    def refine(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
+        quantized = quantize(
+            graph, captured, plan, rounding, samples=parts.scored, seed=settings.seed, threads=settings.threads
+        )
+        wanted = [names.tensor(name) for name in tensors]
+        return run_model(qdq_model(quantized), wanted, parts.held_out, graph.batch, settings.threads)
+
+    return refine
