@@ -6,8 +6,8 @@ Q(w) are the weights rounded as the plan says; d is the root of the output KL, o
 errs most (`distance` in `heads.py`, which says why the root). Every fourth sample is held out; with fewer than
 `FEWEST_TO_SPLIT` samples the metrics and the contest share them all, and the record says so.
 
-Where the run will refine its rounding, that is what decides: the `FINALISTS` best plans are refined on the samples that
-the metrics saw, and d of the whole quantized network counts. Refinement undoes most of what rounding to nearest costs,
+Where the run will refine its rounding, that is what decides: the best plans are refined on the samples that the metrics
+saw, and d of the whole quantized network counts. Refinement undoes most of what rounding to nearest costs,
 and not the same share for every plan: on MobileNetV2 at a mean of 4.2 bits the plan of `mpqco` is the best of five when
 rounded (0.44) and `orm`'s third (0.59); refined they are at 0.27 and 0.20, and so they are on other images.
 """
@@ -29,7 +29,6 @@ from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import run_samples, select
 
 HELD_OUT_EVERY = 4
-FINALISTS = 3
 FEWEST_TO_SPLIT = 16
 SHARED_NOTE = f"fewer than {FEWEST_TO_SPLIT} samples: the metrics were scored on the samples of the contest"
 
@@ -110,9 +109,10 @@ def hold_contest(
     rounding: Rounding,
     *,
     refine: Refine | None = None,
+    finalists: int = 3,
     threads: int = 0,
 ) -> Contest:
-    """Plans by `solve` under each of `metrics`, measured on the held-out samples, the best of them refined.
+    """Plans by `solve` under each of `metrics`, measured on the held-out samples, the best `finalists` refined.
 
     A metric that lacks torch, or cannot use the samples, is skipped with its reason. Raises what the last metric
     raised where all are.
@@ -142,10 +142,10 @@ def hold_contest(
         assert failure is not None
         raise failure
     if refine is not None and len(known) > 1:
-        finalists = sorted(known, key=known.__getitem__)[:FINALISTS]
+        best = sorted(known, key=known.__getitem__)[:finalists]
         known = {}
         for i, entry in enumerate(entries):
-            if entry.loss is None or (widths := _widths(plans[entry.metric])) not in finalists:
+            if entry.loss is None or (widths := _widths(plans[entry.metric])) not in best:
                 continue
             started = time.perf_counter()
             if widths not in known:
