@@ -15,10 +15,13 @@ from ompq_deploy.runner import run_model
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Stopwatch
 
+FINALISTS = {"default": 3, "extensive": len(CONTESTANTS)}
+"""Plans refined before one is chosen, by effort. On MobileNetV2 each takes a quarter of a minute."""
+
 
 def refines(settings: PlanSettings) -> bool:
     """Whether the contest compares refined networks: those of the run are."""
-    return settings.metric.name == "auto" and settings.quantize.effort != "quick"
+    return settings.metric.name == "auto" and settings.quantize.effort in FINALISTS
 
 
 def choose_plan(
@@ -58,7 +61,10 @@ def choose_plan(
                 return solve(scores)
 
         refine = _refinement(graph, parts, captured, settings) if refines(settings) else None
-        contest = hold_contest(graph, plan_under, CONTESTANTS, parts, rounding, refine=refine, threads=settings.threads)
+        contest = hold_contest(
+            graph, plan_under, CONTESTANTS, parts, rounding, refine=refine,
+            finalists=FINALISTS.get(settings.quantize.effort, 0), threads=settings.threads,
+        )  # fmt: skip
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
 

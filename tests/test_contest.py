@@ -27,6 +27,7 @@ from ompq_deploy.settings import PlanSettings
 from tests.quantized import inputs
 
 BITS = (2, 3, 4, 6, 8)
+FINALISTS = 3
 
 
 @pytest.fixture
@@ -59,7 +60,9 @@ class Planner:
         return self.plans[metric]
 
     def hold(self, metrics: tuple[str, ...] = CONTESTANTS, refine: contest.Refine | None = None) -> contest.Contest:
-        return contest.hold_contest(self.graph, self, metrics, self.parts, self.rounding, refine=refine)
+        return contest.hold_contest(
+            self.graph, self, metrics, self.parts, self.rounding, refine=refine, finalists=FINALISTS
+        )
 
 
 def test_the_winner_is_never_worse_than_any_metric_on_the_samples_held_out(graph: PreparedGraph) -> None:
@@ -89,7 +92,7 @@ def test_finalists_are_decided_refined(graph: PreparedGraph) -> None:
     planner = Planner(graph, samples_of(graph, 32))
     rounded = planner.hold()
     losses = {entry.loss for entry in rounded.entries if entry.loss is not None}
-    third = sorted(losses)[contest.FINALISTS - 1]
+    third = sorted(losses)[FINALISTS - 1]
     favourite = next(entry.metric for entry in rounded.entries if entry.loss == third)
     refined: list[tuple[int, ...]] = []
 
@@ -101,7 +104,7 @@ def test_finalists_are_decided_refined(graph: PreparedGraph) -> None:
 
     result = planner.hold(refine=refine)
     assert result.plan.bits() == planner.plans[favourite].bits()
-    assert len(refined) == len(set(refined)) == contest.FINALISTS
+    assert len(refined) == len(set(refined)) == FINALISTS
     assert [entry.loss for entry in result.entries] == [entry.loss for entry in rounded.entries]
     finalists = {entry.metric: entry.refined_loss for entry in result.entries if entry.refined_loss is not None}
     assert finalists[favourite] == 0
