@@ -6,10 +6,13 @@ Q(w) are the weights rounded as the plan says; d is the root of the output KL, o
 errs most (`distance` in `heads.py`, which says why the root). Every fourth sample is held out; with fewer than
 `FEWEST_TO_SPLIT` samples the metrics and the contest share them all, and the record says so.
 
-Where the run will refine its rounding, that is what decides: the best plans are refined on the samples that the metrics
-saw, and d of the whole quantized network counts. Refinement undoes most of what rounding to nearest costs,
-and not the same share for every plan: on MobileNetV2 at a mean of 4.2 bits the plan of `mpqco` is the best of five when
-rounded (0.44) and `orm`'s third (0.59); refined they are at 0.27 and 0.20, and so they are on other images.
+Where the run will refine its rounding, that is what decides: the best plans are refined on the samples that the
+metrics saw, and d of the whole quantized network counts, for a classifier at the temperature `SOFTENED`. Refinement
+undoes most of what rounding to nearest costs, and not the same share for every plan: on MobileNetV2 at a mean of 4.2
+bits the plan of `mpqco` is the best of five when rounded (0.44) and `orm`'s third (0.59); refined they are at 0.27
+and 0.20, and so they are on other images. What is left is so small that at temperature 1 one or two unsure samples
+decide: over five contests of five to seven plans (ResNet-20, MobileNetV2) the winner's d on other images was 10 %
+above the best plan's at 1, 6 % at 4, and the rank correlation 0.58 and 0.79.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import run_samples, select
 
 HELD_OUT_EVERY = 4
+SOFTENED = 4.0
 FEWEST_TO_SPLIT = 16
 SHARED_NOTE = f"fewer than {FEWEST_TO_SPLIT} samples: the metrics were scored on the samples of the contest"
 
@@ -149,7 +153,7 @@ def hold_contest(
                 continue
             started = time.perf_counter()
             if widths not in known:
-                known[widths] = reference.distance(refine(plans[entry.metric], heads.tensors))
+                known[widths] = reference.distance(refine(plans[entry.metric], heads.tensors), SOFTENED)
             seconds = round(entry.seconds + _since(started), 4)
             entries[i] = replace(entry, refined_loss=known[widths], seconds=seconds)
     winner = min(plans, key=lambda metric: known.get(_widths(plans[metric]), np.inf))

@@ -116,10 +116,14 @@ class Reference:
             for a, b, weights in zip(self.outputs, other, self.heads.root_weights, strict=True)
         )
 
-    def distance(self, other: Sequence[Float32]) -> float:
-        """Mean of sqrt(d_nk) over the samples, for the head where it is largest."""
+    def distance(self, other: Sequence[Float32], temperature: float = 1.0) -> float:
+        """Mean of sqrt(d_nk) over the samples, for the head where it is largest.
+
+        `temperature` divides the logits of classifiers (Hinton et al., 2015): above 1 samples that the network is sure
+        of count too.
+        """
         if self.heads.classifier:
-            return float(np.mean(np.sqrt(kl_per_sample(self.outputs[0], other[0]))))
+            return float(np.mean(np.sqrt(kl_per_sample(self.outputs[0] / temperature, other[0] / temperature))))
         pairs = {name: (a, b) for name, a, b in zip(self.heads.tensors, self.outputs, other, strict=True)}
         errors = []
         for head in self.heads.parts:

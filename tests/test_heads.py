@@ -155,6 +155,19 @@ def test_a_classifier_is_compared_by_output_kl(residual_model: Path) -> None:
     assert reference.distance([moved]) == np.mean(np.sqrt(np.maximum(kl, 0)))
 
 
+def test_a_temperature_lets_sure_samples_count() -> None:
+    """One unsure sample decides at temperature 1; softened, nine sure ones that moved further do."""
+    logits = np.zeros((10, 3), np.float32)
+    logits[1:, 0] = 30
+    unsure, sure = logits.copy(), logits.copy()
+    unsure[0, 1] = 0.5
+    sure[1:, 1] = 15
+    heads = Heads(classifier=True, tensors=("logits",))
+    reference = Reference(heads=heads, outputs=[logits])
+    assert reference.distance([unsure]) > reference.distance([sure])
+    assert reference.distance([unsure], 4.0) < reference.distance([sure], 4.0)
+
+
 @pytest.mark.parametrize("metric", ["kl", "mpqco", "hawq", "auto"])
 def test_the_plan_keeps_a_precise_head_wide(metric: str, graph: PreparedGraph) -> None:
     if metric in ("mpqco", "hawq"):
