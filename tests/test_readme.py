@@ -16,7 +16,7 @@ COMMAND = re.compile(r"^\$ (.+?)(?:\s+#.*)?$", re.MULTILINE)
 
 
 def commands(tool: str) -> list[str]:
-    found = [line for page in PAGES for line in COMMAND.findall(page.read_text())]
+    found = [line for page in PAGES for line in COMMAND.findall(re.sub(r"\\\n\s*", "", page.read_text()))]
     return sorted({line for line in found if line.split()[0] == tool})
 
 
