@@ -1,4 +1,4 @@
-"""setup.cfg lists every package: a folder forgotten there is missing from an installed ompq-deploy."""
+"""Lists that are kept by hand are complete: packages, pins, and the tests that need torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def test_every_package_is_listed() -> None:
     listed = set(config["options"]["packages"].split())
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ompq_deploy").rglob("__init__.py")}
     assert listed == found | {"ompq_deploy.calib_data"}
+
+
+def test_every_test_that_needs_torch_is_run_with_it() -> None:
+    """`make test` has no torch and skips them."""
+    recipe = (ROOT / "Makefile").read_text().partition("\ntest-torch:")[2].partition("\n\n")[0]
+    need = [
+        path.name for path in (ROOT / "tests").glob("test_*.py") if 'importorskip("' + 'torch")' in path.read_text()
+    ]
+    assert [name for name in need if f"tests/{name}" not in recipe.split()] == []
 
 
 def test_constraints_pin_every_direct_dependency() -> None:
