@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Samples
+from ompq_deploy.errors import BadInput
 
+AUGMENTATIONS = ("auto", "none", "flip", "crop", "flip+crop")
 MARGIN = 8
 """An image's side is padded by its length divided by this."""
 
@@ -36,6 +38,19 @@ def draw(count: int, random: np.random.Generator) -> Draws:
     return Draws(flip=random.random(count) < 0.5, shift=random.random((count, 2)))
 
 
+def chosen_augmentation(asked: str, layout: str | None) -> str:
+    """What `auto` means for samples of a layout, None for arrays. Raises BadInput where arrays are to be augmented."""
+    if asked == "auto":
+        return "none" if layout is None else "flip+crop"
+    if asked != "none" and layout is None:
+        raise BadInput(
+            "only images can be flipped or cropped, these data are arrays fed as they are",
+            where="--augment",
+            fix="leave it out, or give uint8 images",
+        )
+    return asked
+
+
 def augmented_feeds(feeds: Mapping[str, NDArray[Any]], layout: str, draws: Draws, how: str) -> dict[str, NDArray[Any]]:
     """Feeds of one image input, NCHW or NHWC, after what `how` names."""
     to_nchw, back = ((0, 3, 1, 2), (0, 2, 3, 1)) if layout == "NHWC" else ((0, 1, 2, 3),) * 2
@@ -43,17 +58,22 @@ def augmented_feeds(feeds: Mapping[str, NDArray[Any]], layout: str, draws: Draws
     return {name: augmented(images.transpose(to_nchw), draws, how).transpose(back)}
 
 
-def with_copies(samples: Samples, count: int, seed: int) -> Samples:
-    """The samples, then `count` - 1 times all of them again, flipped and cropped anew each time.
+def copies_for(count: int, numbers: int, rows: int, most: int) -> int:
+    """How often to take `count` samples, to have up to `rows` of them and up to `most` numbers, `numbers` per row."""
+    return max(min(rows // count, most // (count * numbers)), 1)
 
-    Sample i is row i of every copy. Samples that are no images are left as they are. `sha256` stays that of the
-    originals.
+
+def with_copies(samples: Samples, count: int, seed: int | tuple[int, ...], how: str = "flip+crop") -> Samples:
+    """The samples, then `count` - 1 times all of them again, augmented anew each time; `how` as in `augmented`.
+
+    Sample i is row i of every copy. Samples that are no images, or not to be augmented, are left as they are. `sha256`
+    stays that of the originals.
     """
-    if samples.layout is None or count == 1:
+    if samples.layout is None or how == "none" or count == 1:
         return samples
     random = np.random.default_rng(seed)
     drawn = [draw(len(samples), random) for _ in range(count - 1)]
-    parts = [samples.inputs, *(augmented_feeds(samples.inputs, samples.layout, d, "flip+crop") for d in drawn)]
+    parts = [samples.inputs, *(augmented_feeds(samples.inputs, samples.layout, d, how) for d in drawn)]
     return replace(
         samples,
         inputs={name: np.concatenate([part[name] for part in parts]) for name in samples.inputs},

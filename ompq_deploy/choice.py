@@ -70,9 +70,9 @@ def choose_plan(
 
 
 def _refinement(graph: PreparedGraph, parts: Split, captured: Capture, settings: PlanSettings) -> Refine:
-    """The contest's `refine`: closed form, whatever comes after it in the run."""
+    """The contest's `refine`: closed form, without copies of the images, whatever more there is to the run."""
     names = QdqNames(graph)
-    rounding = replace(settings.quantize, effort="default")
+    rounding = replace(settings.quantize, effort="default", augment="none")
 
     def refine(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
         quantized = quantize(

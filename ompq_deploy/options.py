@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from ompq_deploy.augment import AUGMENTATIONS
 from ompq_deploy.bits import SUPPORTED, parse_bits
 from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preprocess, make_preprocess
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.program import ARITHMETICS, DYADIC
-from ompq_deploy.finetune.settings import AUGMENTATIONS, DEVICES, PRECISIONS, TrainSettings
+from ompq_deploy.finetune.settings import DEVICES, PRECISIONS, TrainSettings
 from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
 from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, QuantizeSettings
 from ompq_deploy.quantize.reconstruct import LOSSES
@@ -134,6 +135,8 @@ PLANNING = _stack(
     click.option("--effort", type=click.Choice(EFFORTS), default="default", show_default=True,
                  help="quick: round to nearest. default: round for the least error of every layer's output. "
                       "extensive: learn on from there, block by block; minutes, and needs torch."),
+    click.option("--augment", type=click.Choice(AUGMENTATIONS), default="auto", show_default=True,
+                 help="How few images become more to round by; auto: flip+crop for images, none for arrays."),
     click.option("--reconstruct-loss", type=click.Choice(LOSSES), default="squared", show_default=True,
                  help="Of extensive. fisher: weight a block's output by what the network's output makes of it."),
     click.option("--reconstruct-drop", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
@@ -216,6 +219,7 @@ def plan_settings(flags: dict[str, Any]) -> PlanSettings:
         ),
         quantize=QuantizeSettings(
             effort=flags["effort"],
+            augment=flags["augment"],
             calibration_method=flags["calibration_method"],
             activation_grid=flags["activation_grid"],
             reconstruct_loss=flags["reconstruct_loss"],

@@ -6,9 +6,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from ompq_deploy.artifacts import Samples
-from ompq_deploy.augment import Draws, augmented, draw, with_copies
+from ompq_deploy.augment import Draws, augmented, chosen_augmentation, copies_for, draw, with_copies
+from ompq_deploy.errors import BadInput
 
 IMAGES = np.random.default_rng(0).standard_normal((4, 3, 16, 24)).astype(np.float32)
 
@@ -50,6 +52,28 @@ def test_copies_differ_in_either_layout_and_the_samples_stay() -> None:
     assert (copies[0] != copies[1]).any()
 
 
-def test_arrays_are_not_copied() -> None:
-    arrays = samples(IMAGES, None)
+def test_arrays_are_not_copied_nor_what_is_not_to_be() -> None:
+    arrays, images = samples(IMAGES, None), samples(IMAGES, "NCHW")
     assert with_copies(arrays, 3, 0) is arrays
+    assert with_copies(images, 3, 0, "none") is images
+
+
+def test_copies_are_made_as_asked() -> None:
+    copy = with_copies(samples(IMAGES, "NCHW"), 2, 1, "flip").inputs["x"][4:]
+    whole, mirrored = (
+        [(c == i).all() for c, i in zip(copy, other, strict=True)] for other in (IMAGES, IMAGES[..., ::-1])
+    )
+    assert all(np.logical_xor(whole, mirrored))
+    assert any(mirrored)
+
+
+def test_copies_stop_at_the_rows_wanted_and_the_numbers_allowed() -> None:
+    assert [copies_for(count, 10, 256, 10**9) for count in (20, 64, 200, 1000)] == [12, 4, 1, 1]
+    assert [copies_for(count, 10, 256, 2 * 64 * 10) for count in (64, 1000)] == [2, 1]
+
+
+def test_images_are_flipped_and_cropped_unless_told_otherwise() -> None:
+    assert [chosen_augmentation(asked, "NCHW") for asked in ("auto", "flip", "none")] == ["flip+crop", "flip", "none"]
+    assert [chosen_augmentation(asked, None) for asked in ("auto", "none")] == ["none", "none"]
+    with pytest.raises(BadInput, match="only images"):
+        chosen_augmentation("crop", None)

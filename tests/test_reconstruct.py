@@ -184,22 +184,13 @@ def test_copies_of_a_sample_held_out_are_not_learned_from(monkeypatch: pytest.Mo
         return pieces
 
     monkeypatch.setattr(learn._Batches, "draw", noted)
-    reconstruct(start, replace(samples, layout="NCHW"), replace(QUICK, least=3 * len(samples)))
+    reconstruct(start, replace(samples, layout="NCHW"), replace(QUICK, augment="flip+crop", rows=3 * len(samples)))
     learned_from = {row for row in range(3 * len(samples)) if row % len(samples) % learn.HELD_OUT}
     assert set(batches) == learned_from
 
 
-def test_samples_are_repeated_where_they_are_few_and_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = started()[0].graph
-    blocks = find_blocks(graph)
-    assert [walk.repeats(graph, blocks, count, 256) for count in (20, 64, 200, 1000)] == [12, 4, 1, 1]
-    monkeypatch.setattr(walk, "MOST_NUMBERS", 2 * 64 * 3 * 8 * 8)
-    assert walk.repeats(graph, blocks, 64, 256) == 2
-    assert walk.repeats(graph, blocks, 1000, 256) == 1
-
-
 def test_what_cannot_be_is_refused() -> None:
-    for wrong in ({"drop": 1.0}, {"loss": "absolute"}, {"least": 0}, {"iterations": 0}):
+    for wrong in ({"drop": 1.0}, {"loss": "absolute"}, {"rows": 0}, {"iterations": 0}):
         with pytest.raises(BadInput, match="cannot be used"):
             ReconstructSettings(**wrong)
 

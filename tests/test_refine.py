@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,12 @@ from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import signed_range
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.prepare import prepare
-from ompq_deploy.quantize import QuantizeSettings, columns, quantize
-from ompq_deploy.quantize.activations import symmetric_grid
+from ompq_deploy.quantize import MOST_NUMBERS, QuantizeSettings, columns, quantize
+from ompq_deploy.quantize.activations import activation_grids, symmetric_grid
 from ompq_deploy.quantize.covariance import Accumulator
 from ompq_deploy.quantize.gptq import damped, second_order_codes
 from ompq_deploy.quantize.output_grids import output_errors
-from ompq_deploy.quantize.refine import head_of
+from ompq_deploy.quantize.refine import RefineSettings, head_of, refine
 from ompq_deploy.quantize.stream import Stream, pieces
 from tests import models
 from tests.test_quantize import uniform_plan
@@ -119,6 +120,54 @@ def test_the_same_seed_gives_the_same_integers(residual_model: Path, tmp_path: P
         np.testing.assert_array_equal(a.scale, b.scale)
         for node, bias in a.biases.items():
             np.testing.assert_array_equal(bias, b.biases[node])
+
+
+def test_a_sample_and_its_copies_are_on_one_side_of_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = models.GraphBuilder(0)
+    weight = g.constant(g.random.standard_normal((4, 3, 1, 1)).astype(np.float32), "weight")
+    graph = prepare(
+        models.save(g.model(["N", 3, 4, 4], g.node("Conv", ["x", weight], "conv"), ["N", 4, 4, 4]), tmp_path / "m.onnx")
+    )
+    colours = np.random.default_rng(1).standard_normal((5, 3, 1, 1)).astype(np.float32)
+    images = Samples(  # of one colour each, so that flips and shifts leave them as they are
+        inputs={"x": np.broadcast_to(colours, (5, 3, 4, 4)).copy()}, labels=None, source="", sha256="", layout="NCHW"
+    )
+    grids = activation_grids(capture(graph, images), "minmax", symmetric=False)
+    seen: list[tuple[np.ndarray, ...]] = []
+
+    def noted(halves: tuple[np.ndarray, ...], *_: object) -> float:
+        seen.append(halves)
+        return 0.0
+
+    monkeypatch.setattr(sys.modules[refine.__module__], "best_shrinkage", noted)
+    for copies in (1, 3):
+        refine(graph, images, {"conv": 4}, grids, RefineSettings(copies=copies, augment="flip+crop"))
+    once, thrice = seen
+    for a, b in zip(once, thrice, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_images_are_refined_with_copies_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, samples, captured = prepared(models.residual_network(), tmp_path)
+    asked: list[tuple[int, str]] = []
+
+    def noted(graph: PreparedGraph, samples: Samples, bits: object, grids: object, settings: RefineSettings) -> object:
+        asked.append((settings.copies, settings.augment))
+        return refine(graph, samples, {q.name: 4 for q in graph.layers}, captured_grids, settings)
+
+    captured_grids = quantize(graph, captured, uniform_plan(graph, 4), QuantizeSettings(effort="quick")).grids
+    monkeypatch.setattr("ompq_deploy.quantize.refine", noted)
+    for layout, augment in (("NCHW", "auto"), ("NCHW", "flip"), (None, "auto")):
+        quantize(
+            graph,
+            captured,
+            uniform_plan(graph, 4),
+            QuantizeSettings(augment=augment),
+            samples=replace(samples, layout=layout),
+        )
+    monkeypatch.setitem(MOST_NUMBERS, "default", 3 * COUNT * 8 * 16 * 16)
+    quantize(graph, captured, uniform_plan(graph, 4), samples=replace(samples, layout="NCHW"))
+    assert asked == [(8, "flip+crop"), (8, "flip"), (8, "none"), (3, "flip+crop")]
 
 
 def test_a_fixed_batch_changes_little(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ompq_deploy.augment import Draws, augmented_feeds, draw
-from ompq_deploy.errors import BadInput
 from ompq_deploy.finetune.data import Int64, TrainingData, batch_places
 from ompq_deploy.finetune.distributed import World
 
@@ -80,19 +79,6 @@ class Batches:
             labels=None if labels is None else torch.from_numpy(labels).to(self.world.device),
             whole=len(places),
         )
-
-
-def chosen_augmentation(asked: str, data: TrainingData) -> str:
-    """What `auto` means for these data. Raises BadInput where samples that are no images are to be augmented."""
-    if asked == "auto":
-        return "none" if data.layout is None else "flip+crop"
-    if asked != "none" and data.layout is None:
-        raise BadInput(
-            "only images can be flipped or cropped, these data are arrays fed as they are",
-            where="--augment",
-            fix="leave it out, or give uint8 images",
-        )
-    return asked
 
 
 def ahead(make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

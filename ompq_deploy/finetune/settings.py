@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ompq_deploy.augment import AUGMENTATIONS
 from ompq_deploy.calib import Preprocess
 from ompq_deploy.errors import BadInput
 
 CHECKPOINT_FILE = "finetune.ckpt"
-AUGMENTATIONS = ("auto", "none", "flip", "crop", "flip+crop")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 import torch
 
 from ompq_deploy.artifacts import PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.augment import chosen_augmentation
 from ompq_deploy.calib import Preprocess, input_specs
 from ompq_deploy.errors import BadInput
-from ompq_deploy.finetune.batches import Batches, chosen_augmentation
+from ompq_deploy.finetune.batches import Batches
 from ompq_deploy.finetune.data import load_training
 from ompq_deploy.finetune.distributed import World
 from ompq_deploy.finetune.loop import Task
@@ -49,7 +50,7 @@ def make_task(
             where="--batch",
             fix="lower --batch, or give more data",
         )
-    augment = chosen_augmentation(training.augment, data)
+    augment = chosen_augmentation(training.augment, data.layout)
     return Task(
         start=start,
         batches=Batches(data=data, world=world, size=training.batch, augment=augment, seed=training.seed),

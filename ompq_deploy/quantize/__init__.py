@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ompq_deploy.artifacts import (
     QuantizedLayer,
     Samples,
 )
+from ompq_deploy.augment import chosen_augmentation, copies_for
 from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.numerics import along_axis
@@ -40,6 +42,11 @@ EFFORTS = ("quick", "default", "extensive")
 extensive learns on from there, block by block (`reconstruct/`, needs torch)."""
 
 OUTPUT = "output"
+ROWS = 512
+MOST_NUMBERS = {"default": 160_000_000, "extensive": 2**29}
+"""Images are repeated until they are ROWS, or the largest tensor takes so many numbers over all of them. By default
+MobileNetV2 comes to 128 images, which keeps the whole run within two minutes on two cores."""
+
 CALIBRATION_METHODS = (*METHODS, OUTPUT)
 
 SYMMETRIC_GRIDS = "symmetric"
@@ -48,12 +55,13 @@ ACTIVATION_GRIDS = ("asymmetric", SYMMETRIC_GRIDS)
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
-    """How hard to work on the rounding, how activations are calibrated and on which kind of grid, whether biases absorb
-    the mean error, and whether the prepared graph's weights are balanced across layers beforehand
-    (`passes/equalize.py`). `reconstruct_loss` and `reconstruct_drop` are `loss` and `drop` of `ReconstructSettings`,
-    which the effort extensive reads."""
+    """`effort` is how hard to work on the rounding, `augment` how few images become more to round by (`augment.py`);
+    how activations are calibrated, and on which kind of grid; whether biases absorb the mean error; whether the
+    prepared graph's weights are balanced across layers beforehand (`passes/equalize.py`). `reconstruct_loss` and
+    `reconstruct_drop` are `loss` and `drop` of `ReconstructSettings`, which the effort extensive reads."""
 
     effort: str = "default"
+    augment: str = "auto"
     calibration_method: str = "mse"
     activation_grid: str = "asymmetric"
     bias_correction: bool = True
@@ -96,16 +104,20 @@ def quantize(
         )
     if settings.effort == "extensive":
         require_torch("--effort extensive", "choose --effort default")
+    augment = chosen_augmentation(settings.augment, samples.layout if samples else None)
     learning = ReconstructSettings(
         loss=settings.reconstruct_loss, drop=settings.reconstruct_drop, biases=settings.bias_correction,
-        seed=seed, threads=threads,
+        augment=augment, seed=seed, threads=threads,
     )  # fmt: skip
     kinds = (True,) if settings.activation_grid == SYMMETRIC_GRIDS else (False, True)
     grids, *others = _calibrated(graph, capture, settings.calibration_method, kinds, samples, seed, threads)
     if settings.effort == "quick" or samples is None:
         layers = _rounded(graph, capture, plan, grids, settings.bias_correction)
     else:
-        refinement = RefineSettings(bias_correction=settings.bias_correction, seed=seed, threads=threads)
+        refinement = RefineSettings(
+            bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
+            copies=copies_for(len(samples), _largest(graph), ROWS, MOST_NUMBERS[settings.effort]),
+        )  # fmt: skip
         layers = refine(graph, samples, plan.bits(), grids, refinement)
     quantized = QuantizedGraph(
         graph=graph,
@@ -117,6 +129,12 @@ def quantize(
     if settings.effort != "extensive" or samples is None:
         return quantized
     return reconstruct(quantized, samples, learning, checkpoint=checkpoint, tell=tell)
+
+
+def _largest(graph: PreparedGraph) -> int:
+    """Numbers per sample in the largest activation."""
+    shapes = GraphIndex(graph.model).shapes
+    return max(prod(size or 1 for size in shapes[name][1:]) for name in graph.activations)
 
 
 def _calibrated(

@@ -6,6 +6,7 @@ Two streams walk through the graph side by side, the float one and the quantized
     W' = argmin ||Y - W' X' - b'||^2          Q, s = second_order_codes(W')        b = mean Y - s Q mean X'
 
 (`gptq.py`, with the covariance of X' shrunk as `shrinkage.py` says), then the quantized stream goes on with s Q and b.
+Few images are repeated, flipped and shifted: that fills covariances where the feature map is small.
 The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift.
 """
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from ompq_deploy.artifacts import Float32, Grid, Layer, PreparedGraph, QuantizedLayer, Samples
+from ompq_deploy.augment import with_copies
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
@@ -38,9 +40,12 @@ TARGET_DAMPING = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class RefineSettings:
-    """`bias_correction` lets biases absorb the mean error; without it they stay as they are."""
+    """`bias_correction` lets biases absorb the mean error; without it they stay as they are. Images are taken `copies`
+    times, augmented as `augment` says (`augment.with_copies`)."""
 
     bias_correction: bool = True
+    copies: int = 1
+    augment: str = "none"
     seed: int = 0
     threads: int = 0
 
@@ -56,7 +61,8 @@ def refine(
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
-    exact, quantized = (Stream(graph, samples, simulated, settings.threads) for simulated in ({}, grids))
+    rows = with_copies(samples, settings.copies, settings.seed, settings.augment)
+    exact, quantized = (Stream(graph, rows, simulated, settings.threads) for simulated in ({}, grids))
     done: dict[str, QuantizedLayer] = {}
     for piece in pieces(graph):
         layer = by_node.get(piece[0].name) if piece else None
@@ -65,7 +71,7 @@ def refine(
             quantized.step()
             continue
         node = piece[0]
-        halves = _measure(exact, quantized, layer, node, grids, settings.seed)
+        halves = _measure(exact, quantized, layer, node, grids, len(samples), settings.seed)
         moments = reduce(Moments.merged, halves)
         q = done.get(layer.name)
         if q is None:
@@ -81,10 +87,16 @@ def refine(
 
 
 def _measure(
-    exact: Stream, quantized: Stream, layer: Layer, node: onnx.NodeProto, grids: Mapping[str, Grid], seed: int
+    exact: Stream,
+    quantized: Stream,
+    layer: Layer,
+    node: onnx.NodeProto,
+    grids: Mapping[str, Grid],
+    samples: int,
+    seed: int,
 ) -> tuple[Moments, ...]:
-    """Moments of a node's quantized inputs and float outputs, of even and odd samples where there are two; takes the
-    float stream one step further."""
+    """Moments of a node's quantized inputs and float outputs, of even and odd samples where there are two, each with
+    its copies; takes the float stream one step further."""
     random = np.random.default_rng([seed, len(node.name), *node.name.encode()])
     grid = grids.get(node.input[0])
     zero = 0 if grid is None else grid.zero_point
@@ -93,8 +105,9 @@ def _measure(
     def watch(batch: int, output: NDArray) -> None:
         share = MAX_POSITIONS // (len(quantized) * len(output))
         positions = draw_positions(columns.output_positions(layer, output), share, random)
+        sample = (quantized.first_row(batch) + np.arange(len(output))) % samples
         for parity, half in enumerate(sums):
-            rows = slice((parity + batch * len(output)) % 2, None, 2)
+            rows = sample % 2 == parity
             x, y = quantized.value(batch, node.input[0])[rows], output[rows]
             if len(y) == 0:
                 continue

@@ -66,12 +66,17 @@ class Stream:
         self._threads = threads
         self._last_read = {name: i for i, piece in enumerate(self._pieces) for node in piece for name in reads(node)}
         self._batches: list[dict[str, NDArray]] = []
-        for feed in samples.batches(graph.batch or BATCH):
+        self._size = graph.batch or BATCH
+        for feed in samples.batches(self._size):
             self._batches.append({name: self._codes(name, feed[name]) for name in graph.input_names})
 
     def __len__(self) -> int:
         """How many batches there are."""
         return len(self._batches)
+
+    def first_row(self, batch: int) -> int:
+        """The place of a batch's first sample among all."""
+        return batch * self._size
 
     def value(self, batch: int, tensor: str) -> NDArray:
         """A tensor in front of the next piece: its codes where the stream simulates its grid."""

@@ -23,13 +23,14 @@ LOSSES = ("squared", FISHER)
 @dataclass(frozen=True, kw_only=True)
 class ReconstructSettings:
     """`iterations` per block at most; `loss` says how the elements of a block's output are weighted (`learn.py`);
-    `drop` is the share of activations left unrounded while learning (QDrop). Fewer images than `least` are repeated,
-    flipped and shifted, until there are as many. `biases` tells whether biases may move."""
+    `drop` is the share of activations left unrounded while learning (QDrop). Images are
+    repeated, augmented as `augment` says, until they are `rows`. `biases` tells whether biases may move."""
 
     iterations: int = 800
     loss: str = "squared"
     drop: float = 0.0
-    least: int = 256
+    augment: str = "none"
+    rows: int = 256
     biases: bool = True
     seed: int = 0
     threads: int = 0
@@ -39,7 +40,7 @@ class ReconstructSettings:
             "iterations": self.iterations >= 1,
             "loss": self.loss in LOSSES,
             "drop": 0 <= self.drop < 1,
-            "least": self.least >= 1,
+            "rows": self.rows >= 1,
         }
         for name, holds in limits.items():
             if not holds:

@@ -5,7 +5,7 @@
 y are the outputs of the float network's block on the float prefix, y' those of the block with soft codes (`soft.py`) on
 the quantized prefix (Li et al., "BRECQ", ICLR 2021); w is 1, or the Fisher information of y (`fisher.py`). Adam learns
 everything together. Rows are the samples and, where images are few, flipped and shifted copies of them: the closed form
-that made the integers at the start has seen every sample, but no copy.
+that made the integers at the start has seen every sample, but none of these copies.
 
 Every WINDOW steps the codes are rounded and the block runs on samples held out from learning, with their copies; the
 best state counts. It is kept if its loss is lower than before, on these and on all; else the block stays as it was.

@@ -17,7 +17,7 @@ import torch
 
 from ompq_deploy import checkpoint as files
 from ompq_deploy.artifacts import PreparedGraph, QuantizedGraph, Samples
-from ompq_deploy.augment import with_copies
+from ompq_deploy.augment import copies_for, with_copies
 from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.head_search import find_heads
@@ -34,6 +34,8 @@ from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph
 BAR = 20
 """Characters of the progress bar."""
 SEED_STRIDE = 1_000_003
+FRESH = 1
+"""Keeps the copies apart from those that made the integers at the start."""
 MOST_NUMBERS = 2**28
 """Numbers in front of a block, over all rows, that copies may lead to."""
 
@@ -52,7 +54,8 @@ def walk(
     progress = _Progress(len(blocks), done, tell)
     heads = find_heads(start.graph, samples, settings.threads) if settings.loss == FISHER else None
     with _threads(settings.threads):
-        rows = with_copies(samples, repeats(start.graph, blocks, len(samples), settings.least), settings.seed)
+        copies = copies_for(len(samples), _largest(start.graph, blocks), settings.rows, MOST_NUMBERS)
+        rows = with_copies(samples, copies, (settings.seed, FRESH), settings.augment)
         prefix = Prefix(network, rows, blocks, device)
         for number, block in enumerate(blocks):
             exact, inputs = prefix.inputs(block)
@@ -69,13 +72,6 @@ def walk(
                 progress.passed(number + 1)
             prefix.advance(number, data.targets, part.outputs(inputs))
     return network.quantized()
-
-
-def repeats(graph: PreparedGraph, blocks: Sequence[Block], count: int, least: int) -> int:
-    """How often `count` samples are taken to be `least` rows, or as many as memory allows; 1 where they are enough."""
-    shapes = GraphIndex(graph.model).shapes
-    largest = max(sum(prod(size or 1 for size in shapes[name][1:]) for name in block.inputs) for block in blocks)
-    return max(min(least // count, MOST_NUMBERS // (count * largest)), 1)
 
 
 def identity(start: QuantizedGraph, samples: Samples, settings: ReconstructSettings) -> dict[str, Any]:
@@ -95,6 +91,12 @@ def identity(start: QuantizedGraph, samples: Samples, settings: ReconstructSetti
         "integers": integers.hexdigest(),
         "settings": asdict(settings),
     }
+
+
+def _largest(graph: PreparedGraph, blocks: Sequence[Block]) -> int:
+    """Numbers per row in front of the block that reads most."""
+    shapes = GraphIndex(graph.model).shapes
+    return max(sum(prod(size or 1 for size in shapes[name][1:]) for name in block.inputs) for block in blocks)
 
 
 def _fisher(prefix: Prefix, heads: Heads, block: Block, targets: Tensors, fixed: int | None, seed: int) -> Tensors:
