@@ -90,20 +90,7 @@ def quantize(
     BackendMissing where extensive finds no torch.
     """
     settings = settings or QuantizeSettings()
-    for flag, value, known in (
-        ("--effort", settings.effort, EFFORTS),
-        ("--activation-grid", settings.activation_grid, ACTIVATION_GRIDS),
-    ):
-        if value not in known:
-            raise BadInput(f"unknown choice {value!r}", where=flag, fix=f"choose one of {', '.join(known)}")
-    if samples is None and (settings.effort != "quick" or settings.calibration_method == OUTPUT):
-        raise BadInput(
-            f"effort {settings.effort!r} with calibration method {settings.calibration_method!r} needs the samples",
-            where="--effort",
-            fix="give the calibration samples, or use quick and mse",
-        )
-    if settings.effort == "extensive":
-        require_torch("--effort extensive", "choose --effort default")
+    _check(settings, samples)
     augment = chosen_augmentation(settings.augment, samples.layout if samples else None)
     learning = ReconstructSettings(
         loss=settings.reconstruct_loss, drop=settings.reconstruct_drop, biases=settings.bias_correction,
@@ -129,6 +116,23 @@ def quantize(
     if settings.effort != "extensive" or samples is None:
         return quantized
     return reconstruct(quantized, samples, learning, checkpoint=checkpoint, tell=tell)
+
+
+def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
+    for flag, value, known in (
+        ("--effort", settings.effort, EFFORTS),
+        ("--activation-grid", settings.activation_grid, ACTIVATION_GRIDS),
+    ):
+        if value not in known:
+            raise BadInput(f"unknown choice {value!r}", where=flag, fix=f"choose one of {', '.join(known)}")
+    if samples is None and (settings.effort != "quick" or settings.calibration_method == OUTPUT):
+        raise BadInput(
+            f"effort {settings.effort!r} with calibration method {settings.calibration_method!r} needs the samples",
+            where="--effort",
+            fix="give the calibration samples, or use quick and mse",
+        )
+    if settings.effort == "extensive":
+        require_torch("--effort extensive", "choose --effort default")
 
 
 def _largest(graph: PreparedGraph) -> int:
