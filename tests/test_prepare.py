@@ -270,10 +270,14 @@ def test_a_group_norm_is_written_out(tmp_path: Path) -> None:
     assert all(GraphIndex(graph.model).shapes[name] for node in graph.model.graph.node for name in node.output)
 
 
+OPSET_23 = pytest.mark.skipif(
+    tuple(map(int, ort.__version__.split(".")[:2])) < (1, 23), reason="this onnxruntime knows no opset 23"
+)
+
+
+@OPSET_23
 @pytest.mark.parametrize("axis", [-1, 2])
 def test_a_root_mean_square_norm_is_written_out(axis: int, tmp_path: Path) -> None:
-    if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 23):
-        pytest.skip("this onnxruntime knows no opset 23")
     g = models.GraphBuilder()
     gamma = g.constant(g.random.standard_normal((4, 5)[axis - 4 :]).astype(np.float32), "gamma")
     normal = g.node("RMSNormalization", [g.conv("x", "first", 3, 6), gamma], "norm", axis=axis, epsilon=0.1)
@@ -282,6 +286,53 @@ def test_a_root_mean_square_norm_is_written_out(axis: int, tmp_path: Path) -> No
     graph = prepare(path)
     assert_equivalent(path, graph)
     assert "RMSNormalization" not in {node.op_type for node in graph.model.graph.node}
+
+
+def attention_model(rank: int, mask: bool = False, keys: int = 2, **settings: float) -> onnx.ModelProto:
+    """Queries, keys and values of 5 tokens of 12 numbers, 2 heads of 6, into an Attention, and a MatMul behind it."""
+    g = models.GraphBuilder()
+
+    def projected(name: str, heads: int) -> str:
+        weight = g.constant(g.random.standard_normal((12, 6 * heads)).astype(np.float32), f"{name}_weight")
+        x = g.node("MatMul", ["x", weight], name)
+        if rank == 3:
+            return x
+        apart = g.constant(np.array([0, 0, heads, 6], np.int64), f"{name}_shape")
+        return g.node("Transpose", [g.node("Reshape", [x, apart], f"{name}_apart")], f"{name}_heads", perm=[0, 2, 1, 3])
+
+    inputs = [projected("q", 2), projected("k", keys), projected("v", keys)]
+    if mask:
+        inputs.append(g.constant(g.random.standard_normal((5, 5)).astype(np.float32), "mask"))
+    if rank == 3:
+        settings |= {"q_num_heads": 2, "kv_num_heads": keys}
+    y = g.node("Attention", inputs, "attention", **settings)
+    if rank == 4:
+        together = g.constant(np.array([0, 0, 12], np.int64), "together")
+        y = g.node("Reshape", [g.node("Transpose", [y], "tokens", perm=[0, 2, 1, 3]), together], "rows")
+    last = g.constant(g.random.standard_normal((12, 3)).astype(np.float32), "last_weight")
+    return g.model(["N", 5, 12], g.node("MatMul", [y, last], "last"), ["N", 5, 3], opset=23)
+
+
+@OPSET_23
+@pytest.mark.parametrize("settings", [{}, {"scale": 0.2}])
+@pytest.mark.parametrize("rank", [3, 4])
+def test_an_attention_node_is_written_out(rank: int, settings: dict[str, float], tmp_path: Path) -> None:
+    path = models.save(attention_model(rank, **settings), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    kinds = [node.op_type for node in graph.model.graph.node]
+    assert "Attention" not in kinds
+    assert kinds.count("MatMul") == 6
+    assert all(GraphIndex(graph.model).shapes[name] for node in graph.model.graph.node for name in node.output)
+
+
+@OPSET_23
+@pytest.mark.parametrize("settings", [{"is_causal": 1}, {"softcap": 2.0}, {"mask": True}, {"keys": 1}])
+def test_an_attention_node_of_another_kind_stays(settings: dict[str, float], tmp_path: Path) -> None:
+    path = models.save(attention_model(4, **settings), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert "Attention" in [node.op_type for node in graph.model.graph.node]
 
 
 def test_sizes_beside_a_symbolic_batch_are_known(tmp_path: Path) -> None:

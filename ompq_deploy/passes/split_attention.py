@@ -1,0 +1,69 @@
+"""Write the operator Attention (opset 23) as matrix products and a Softmax, as exporters did before it.
+
+    Y = Softmax(s Q K^T) V        s the attribute `scale`, 1 / sqrt(E) where there is none
+
+Q is (B, H, L, E), K and V (B, H, S, E); or (B, L, H E) and (B, S, H E), the heads told by attributes. Nodes with a
+mask, a cache, a soft cap, or fewer heads in K than in Q are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+import onnx_ir as ir
+from onnxscript import rewriter
+from onnxscript.rewriter import pattern
+
+HEADS_FIRST = [0, 2, 1, 3]
+KEYS_LAST = [0, 1, 3, 2]
+
+
+class _Attention(pattern.RewriteRuleClassBase):
+    def pattern(self, op, q, k, v):  # type: ignore[no-untyped-def]
+        """The node to replace: without mask and cache, with any settings."""
+        return op.Attention(q, k, v, _allow_other_attributes=True, _outputs=["y"])
+
+    def check(self, context, q, k, v, y):  # type: ignore[no-untyped-def]
+        """Whether it is the formula above, all sizes that it takes known."""
+        result = pattern.MatchResult()
+        settings = y.producer().attributes
+        if _number(settings, "is_causal") or _number(settings, "softcap"):
+            return result.fail("it is causal, or has a soft cap", y)
+        heads = [_heads(x, settings, name) for x, name in ((q, "q_num_heads"), (k, "kv_num_heads"))]
+        if None in heads or heads[0] != heads[1] or not isinstance(q.shape[-1], int):
+            return result.fail("its heads differ, or sizes are not known", y)
+        return result
+
+    def rewrite(self, op, q, k, v, y):  # type: ignore[no-untyped-def]
+        """The formula."""
+        settings = y.producer().attributes
+        heads, flat = _heads(q, settings, "q_num_heads"), len(q.shape) == 3
+        width = q.shape[-1] // heads if flat else q.shape[-1]
+        scale = _number(settings, "scale") or 1 / sqrt(width)
+        if flat:
+            apart = op.Constant(value_ints=[0, 0, heads, -1])
+            q, k, v = (op.Transpose(op.Reshape(x, apart), perm=HEADS_FIRST) for x in (q, k, v))
+        scores = op.MatMul(op.Mul(q, op.Constant(value_float=scale)), op.Transpose(k, perm=KEYS_LAST))
+        result = op.MatMul(op.Softmax(scores, axis=-1), v)
+        if flat:
+            result = op.Reshape(op.Transpose(result, perm=HEADS_FIRST), op.Constant(value_ints=[0, 0, -1]))
+        return result
+
+
+def _heads(x: ir.Value, settings: Mapping[str, ir.Attr], name: str) -> int | None:
+    """The heads of a tensor; None where they are not known."""
+    if x.shape is None or len(x.shape) not in (3, 4):
+        return None
+    heads = x.shape[1] if len(x.shape) == 4 else int(_number(settings, name))
+    return heads if isinstance(heads, int) and heads > 0 else None
+
+
+def _number(settings: Mapping[str, ir.Attr], name: str) -> float:
+    """A numeric attribute; 0 where it is absent."""
+    return float(settings[name].value) if name in settings else 0.0
+
+
+def split_attention(model: ir.Model) -> bool:
+    """Rewrite in place; True if anything changed."""
+    return rewriter.RewriteRuleSet([_Attention.rule()]).apply_to_model(model) > 0
