@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samples, Scores
-from ompq_deploy.contest import Contest, Refine, Split, captured_rows, hold_contest, split
+from ompq_deploy.contest import Contest, Refine, Rows, captured_rows, folds, hold_contest, split
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
-from ompq_deploy.quantize import quantize
-from ompq_deploy.runner import run_model
+from ompq_deploy.quantize import largest_activation, quantize
+from ompq_deploy.runner import run_model, select
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Stopwatch
 
 FINALISTS = {"default": 3, "extensive": len(CONTESTANTS)}
 """Plans refined before one is chosen, by effort. On MobileNetV2 each takes a quarter of a minute."""
+SMALL = 2**24
+"""Numbers of the largest activation over all samples, up to which each plan is refined four times."""
 
 
 def refines(settings: PlanSettings) -> bool:
@@ -60,25 +64,38 @@ def choose_plan(
             with inner.stage("solve"):
                 return solve(scores)
 
-        refine = _refinement(graph, parts, captured, settings) if refines(settings) else None
+        every = largest_activation(graph) * len(samples) <= SMALL
+        refine = _refinement(graph, samples, folds(len(samples), every=every), captured, settings)
         contest = hold_contest(
-            graph, plan_under, CONTESTANTS, parts, rounding, refine=refine,
+            graph, plan_under, CONTESTANTS, parts, rounding,
+            refine=refine if refines(settings) else None,
             finalists=FINALISTS.get(settings.quantize.effort, 0), threads=settings.threads,
         )  # fmt: skip
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
 
 
-def _refinement(graph: PreparedGraph, parts: Split, captured: Capture, settings: PlanSettings) -> Refine:
+def _refinement(
+    graph: PreparedGraph,
+    samples: Samples,
+    rounds: Sequence[tuple[Rows, Rows]],
+    captured: Capture,
+    settings: PlanSettings,
+) -> Refine:
     """The contest's `refine`: closed form, without copies of the images, whatever more there is to the run."""
     names = QdqNames(graph)
     rounding = replace(settings.quantize, effort="default", augment="none")
 
-    def refine(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
-        quantized = quantize(
-            graph, captured, plan, rounding, samples=parts.scored, seed=settings.seed, threads=settings.threads
-        )
+    def outputs(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
         wanted = [names.tensor(name) for name in tensors]
-        return run_model(qdq_model(quantized), wanted, parts.held_out, graph.batch, settings.threads)
+        found = []
+        for seen, unseen in rounds:
+            quantized = quantize(
+                graph, captured, plan, rounding,
+                samples=select(samples, seen), seed=settings.seed, threads=settings.threads,
+            )  # fmt: skip
+            judged = select(samples, unseen)
+            found.append(run_model(qdq_model(quantized), wanted, judged, graph.batch, settings.threads))
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    return refine
+    return Refine(samples=select(samples, np.concatenate([unseen for _, unseen in rounds])), outputs=outputs)

@@ -96,13 +96,13 @@ def test_finalists_are_decided_refined(graph: PreparedGraph) -> None:
     favourite = next(entry.metric for entry in rounded.entries if entry.loss == third)
     refined: list[tuple[int, ...]] = []
 
-    def refine(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
+    def outputs(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
         refined.append(tuple(plan.bits().values()))
         perfect = plan.bits() == planner.plans[favourite].bits()
         weights = {} if perfect else {name: planner.rounding.rounded(name, 2) for name in plan.bits()}
         return run_samples(graph, weights, tensors, planner.parts.held_out)
 
-    result = planner.hold(refine=refine)
+    result = planner.hold(refine=contest.Refine(samples=planner.parts.held_out, outputs=outputs))
     assert result.plan.bits() == planner.plans[favourite].bits()
     assert len(refined) == len(set(refined)) == FINALISTS
     assert [entry.loss for entry in result.entries] == [entry.loss for entry in rounded.entries]
@@ -113,26 +113,42 @@ def test_finalists_are_decided_refined(graph: PreparedGraph) -> None:
     )
 
 
-def test_the_whole_job_refines_with_the_scored_samples_alone(
-    residual_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("small", [True, False])
+def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
+    small: bool, residual_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = prepare(residual_model)
     np.savez(tmp_path / "calib.npz", **samples_of(graph, 32).inputs)
-    seen: list[int] = []
-    quantize = choice.quantize
+    pairs: list[tuple[Samples, Samples]] = []
+    quantize, run_model = choice.quantize, choice.run_model
 
-    def counted(*args: Any, samples: Samples, **settings: Any) -> QuantizedGraph:
-        seen.append(len(samples))
+    def refining(*args: Any, samples: Samples, **settings: Any) -> QuantizedGraph:
+        pairs.append((samples, samples))
         return quantize(*args, samples=samples, **settings)
 
-    monkeypatch.setattr(choice, "quantize", counted)
+    def judging(model: Any, tensors: Any, samples: Samples, *rest: Any) -> list[Float32]:
+        pairs[-1] = (pairs[-1][0], samples)
+        return run_model(model, tensors, samples, *rest)
+
+    monkeypatch.setattr(choice, "quantize", refining)
+    monkeypatch.setattr(choice, "run_model", judging)
+    monkeypatch.setattr(choice, "SMALL", 2**24 if small else 0)
     found = {}
     for effort in ("quick", "default"):
         settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
         settings = replace(settings, quantize=QuantizeSettings(effort=effort))
         verbs.write_plan(residual_model, settings, tmp_path / effort)
         found[effort] = json.loads((tmp_path / effort / "plan.json").read_text())["contest"]
-        assert seen == [] if effort == "quick" else set(seen) == {24}
+        assert bool(pairs) == (effort == "default")
+    rounds = 4 if small else 1
+    for seen, unseen in pairs:
+        assert (len(seen), len(unseen)) == (24, 8)
+        assert len(np.unique(np.concatenate([seen.inputs["x"], unseen.inputs["x"]]), axis=0)) == 32
+    for i in range(0, len(pairs), rounds):
+        judged = np.concatenate([unseen.inputs["x"] for _, unseen in pairs[i : i + rounds]])
+        assert len(np.unique(judged, axis=0)) == 8 * rounds
+    assert found["default"]["refined_samples"] == 8 * rounds
+    assert found["quick"]["refined_samples"] is None
     assert all(entry["refined_loss"] is None for entry in found["quick"]["entries"])
     refined = {e["metric"]: e["refined_loss"] for e in found["default"]["entries"] if e["refined_loss"] is not None}
     assert found["default"]["winner"] == min(refined, key=refined.__getitem__)

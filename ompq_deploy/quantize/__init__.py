@@ -103,7 +103,7 @@ def quantize(
     else:
         refinement = RefineSettings(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
-            copies=copies_for(len(samples), _largest(graph), ROWS, MOST_NUMBERS[settings.effort]),
+            copies=copies_for(len(samples), largest_activation(graph), ROWS, MOST_NUMBERS[settings.effort]),
         )  # fmt: skip
         layers = refine(graph, samples, plan.bits(), grids, refinement)
     quantized = QuantizedGraph(
@@ -135,7 +135,7 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
         require_torch("--effort extensive", "choose --effort default")
 
 
-def _largest(graph: PreparedGraph) -> int:
+def largest_activation(graph: PreparedGraph) -> int:
     """Numbers per sample in the largest activation."""
     shapes = GraphIndex(graph.model).shapes
     return max(prod(size or 1 for size in shapes[name][1:]) for name in graph.activations)

@@ -76,7 +76,8 @@ def _contest_table(contest: Mapping[str, Any]) -> Table:
         size = "" if entry["size_bytes"] is None else f"{entry['size_bytes']:,}"
         remark = "chosen" if entry["metric"] == contest["winner"] else escape(entry["skipped"])
         table.add_row(entry["metric"], loss, refined, size, f"{entry['seconds']:.2f}", remark)
-    table.caption = f"scored on {contest['scored_samples']} samples, decided on {contest['held_out_samples']}"
+    decided = contest.get("refined_samples") or contest["held_out_samples"]
+    table.caption = f"scored on {contest['scored_samples']} samples, decided on {decided}"
     return table
 
 
