@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samples, Scores
-from ompq_deploy.contest import Contest, Refine, Rows, captured_rows, folds, hold_contest, split
+from ompq_deploy.contest import Contest, Refine, captured_rows, folds, hold_contest, split
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
@@ -64,26 +64,20 @@ def choose_plan(
             with inner.stage("solve"):
                 return solve(scores)
 
-        every = largest_activation(graph) * len(samples) <= SMALL
-        refine = _refinement(graph, samples, folds(len(samples), every=every), captured, settings)
+        refine = _refinement(graph, samples, captured, settings) if refines(settings) else None
         contest = hold_contest(
-            graph, plan_under, CONTESTANTS, parts, rounding,
-            refine=refine if refines(settings) else None,
+            graph, plan_under, CONTESTANTS, parts, rounding, refine=refine,
             finalists=FINALISTS.get(settings.quantize.effort, 0), threads=settings.threads,
         )  # fmt: skip
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
 
 
-def _refinement(
-    graph: PreparedGraph,
-    samples: Samples,
-    rounds: Sequence[tuple[Rows, Rows]],
-    captured: Capture,
-    settings: PlanSettings,
-) -> Refine:
+def _refinement(graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings) -> Refine:
     """The contest's `refine`: closed form, without copies of the images, whatever more there is to the run."""
     names = QdqNames(graph)
+    places = folds(len(samples), every=largest_activation(graph) * len(samples) <= SMALL)
+    rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
     rounding = replace(settings.quantize, effort="default", augment="none")
 
     def outputs(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
@@ -92,10 +86,9 @@ def _refinement(
         for seen, unseen in rounds:
             quantized = quantize(
                 graph, captured, plan, rounding,
-                samples=select(samples, seen), seed=settings.seed, threads=settings.threads,
+                samples=seen, seed=settings.seed, threads=settings.threads,
             )  # fmt: skip
-            judged = select(samples, unseen)
-            found.append(run_model(qdq_model(quantized), wanted, judged, graph.batch, settings.threads))
+            found.append(run_model(qdq_model(quantized), wanted, unseen, graph.batch, settings.threads))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    return Refine(samples=select(samples, np.concatenate([unseen for _, unseen in rounds])), outputs=outputs)
+    return Refine(samples=select(samples, np.concatenate([unseen for _, unseen in places])), outputs=outputs)

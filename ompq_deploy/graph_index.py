@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,10 @@ class GraphIndex:
     def activation_inputs(self, node: onnx.NodeProto) -> list[str]:
         """The inputs of a node that are not constants, in order."""
         return [name for name in node.input if name and not self.is_constant(name)]
+
+    def numbers(self, tensor: str) -> int:
+        """Numbers per sample in a tensor of known rank, sizes that are not known counted as 1."""
+        return prod(size or 1 for size in self.shapes[tensor][1:])
 
     @cached_property
     def positions(self) -> dict[str, int]:

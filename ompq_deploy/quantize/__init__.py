@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +136,7 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
 
 def largest_activation(graph: PreparedGraph) -> int:
     """Numbers per sample in the largest activation."""
-    shapes = GraphIndex(graph.model).shapes
-    return max(prod(size or 1 for size in shapes[name][1:]) for name in graph.activations)
+    return max(map(GraphIndex(graph.model).numbers, graph.activations))
 
 
 def _calibrated(

@@ -6,8 +6,8 @@ Two streams walk through the graph side by side, the float one and the quantized
     W' = argmin ||Y - W' X' - b'||^2          Q, s = second_order_codes(W')        b = mean Y - s Q mean X'
 
 (`gptq.py`, with the covariance of X' shrunk as `shrinkage.py` says), then the quantized stream goes on with s Q and b.
-Few images are repeated, flipped and shifted: that fills covariances where the feature map is small.
-The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift.
+The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift. Few images
+are repeated, flipped and shifted: that fills covariances where the feature map is small.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def refine(
         if q is None:
             biases = float_biases(index, layer)
             least = least_scales(index, layer, biases, grids)
-            codes, scale = _round(layer, weights[layer.name], bits[layer.name], halves, biases, least, settings)
+            codes, scale = _round(
+                layer, weights[layer.name], bits[layer.name], moments, halves, biases, least, settings
+            )
             q = QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases)
         if settings.bias_correction:
             q = replace(q, biases={**q.biases, node.name: _mean_matching_bias(q, moments)})
@@ -124,18 +126,18 @@ def _round(
     layer: Layer,
     weight: Float32,
     bits: int,
+    moments: Moments,
     halves: tuple[Moments, ...],
     biases: Mapping[str, Float32],
     least: Float32,
     settings: RefineSettings,
 ) -> tuple[NDArray[np.int8], Float32]:
-    """Codes and scales of a layer's weight."""
+    """Codes and scales of a layer's weight; `moments` are those of all samples, `halves` of either half."""
     if layer.op == "ConvTranspose" and layer.groups > 1:
         # its groups share their scales
         return widen_for_bias(
             weight, *quantize_weight(weight, bits, layer.channel_axis), least, bits, layer.channel_axis
         )
-    moments = reduce(Moments.merged, halves)
     if not settings.bias_correction:
         bias = np.asarray(biases.get(layer.name, 0.0), np.float64)
         rows = np.broadcast_to(bias, layer.channels).reshape(moments.output_mean.shape)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import onnx
 
@@ -75,7 +74,7 @@ class _Cuts:
 
     def __init__(self, graph: PreparedGraph) -> None:
         index = GraphIndex(graph.model)
-        self._shapes = index.shapes
+        self._index = index
         self._batch = graph.batch
         self._returned = compared_tensors(graph)
         self._nodes = _needed(index, self._returned)
@@ -121,7 +120,7 @@ class _Cuts:
 
     def handed_on(self, p: int) -> int:
         """Numbers per sample alive in front of node `p`; an axis of unknown length counts once."""
-        return sum(prod(size or 1 for size in self._shapes[name][1:]) for name in self.live[p])
+        return sum(map(self._index.numbers, self.live[p]))
 
     def block(self, start: int, stop: int) -> Block:
         nodes = self._nodes[start:stop]
@@ -155,7 +154,7 @@ class _Cuts:
         return sum(i is not None for i in self._layer[start:stop])
 
     def _samples_first(self, name: str) -> bool:
-        shape = self._shapes.get(name, ())
+        shape = self._index.shapes.get(name, ())
         return len(shape) > 0 and shape[0] == self._batch
 
 

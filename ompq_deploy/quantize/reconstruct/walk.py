@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,8 @@ def identity(start: QuantizedGraph, samples: Samples, settings: ReconstructSetti
 
 def _largest(graph: PreparedGraph, blocks: Sequence[Block]) -> int:
     """Numbers per row in front of the block that reads most."""
-    shapes = GraphIndex(graph.model).shapes
-    return max(sum(prod(size or 1 for size in shapes[name][1:]) for name in block.inputs) for block in blocks)
+    index = GraphIndex(graph.model)
+    return max(sum(map(index.numbers, block.inputs)) for block in blocks)
 
 
 def _fisher(prefix: Prefix, heads: Heads, block: Block, targets: Tensors, fixed: int | None, seed: int) -> Tensors:
