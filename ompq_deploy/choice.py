@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -11,16 +12,18 @@ from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samp
 from ompq_deploy.contest import Contest, Refine, captured_rows, folds, hold_contest, split
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.metrics import CONTESTANTS, Evidence, round_weights, score
+from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, round_weights, score
 from ompq_deploy.quantize import largest_activation, quantize
+from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.runner import run_model, select
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Stopwatch
 
-FINALISTS = {"default": 3, "extensive": len(CONTESTANTS)}
-"""Plans refined before one is chosen, by effort. On MobileNetV2 each takes a quarter of a minute."""
+FINALISTS = {"default": 2, "extensive": len(CONTESTANTS)}
+"""Plans refined beside that of `kl-refined` before one is chosen, by effort. On MobileNetV2 each takes 12 seconds."""
 SMALL = 2**24
-"""Numbers of the largest activation over all samples, up to which each plan is refined four times."""
+"""Numbers of the largest activation over all samples, up to which `default` can afford what `extensive` always does: to
+refine every plan four times, and to let `kl` take part beside `kl-refined`."""
 
 
 def refines(settings: PlanSettings) -> bool:
@@ -37,12 +40,14 @@ def choose_plan(
     watch: Stopwatch,
 ) -> tuple[BitPlan, Contest | None, str]:
     """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
+    refined = partial(refined_rounding, graph, bits=settings.widths, seed=settings.seed, threads=settings.threads)
     if settings.metric.name != "auto":
         with watch.stage("score"):
             rounding = round_weights(graph, settings.widths)
             evidence = Evidence(
-                graph=graph, rounding=rounding, samples=samples, capture=captured, threads=settings.threads
-            )
+                graph=graph, rounding=rounding, samples=samples, capture=captured,
+                refined=refined, threads=settings.threads,
+            )  # fmt: skip
             scores = score(evidence, settings.metric)
         with watch.stage("solve"):
             return solve(scores), None, scores.note
@@ -55,6 +60,7 @@ def choose_plan(
             rounding=rounding,
             samples=parts.scored,
             capture=captured_rows(captured, parts.scored_rows),
+            refined=refined,
             threads=settings.threads,
         )
 
@@ -65,18 +71,27 @@ def choose_plan(
                 return solve(scores)
 
         refine = _refinement(graph, samples, captured, settings) if refines(settings) else None
-        contest = hold_contest(
-            graph, plan_under, CONTESTANTS, parts, rounding, refine=refine,
-            finalists=FINALISTS.get(settings.quantize.effort, 0), threads=settings.threads,
-        )  # fmt: skip
+        metrics = _contestants(graph, samples, settings)
+        contest = hold_contest(graph, plan_under, metrics, parts, rounding, refine=refine, threads=settings.threads)
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
+
+
+def _thorough(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> bool:
+    return settings.quantize.effort == "extensive" or largest_activation(graph) * len(samples) <= SMALL
+
+
+def _contestants(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> list[str]:
+    left_out = REFINED
+    if refines(settings):
+        left_out = "" if _thorough(graph, samples, settings) else "kl"
+    return [metric for metric in CONTESTANTS if metric != left_out]
 
 
 def _refinement(graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings) -> Refine:
     """The contest's `refine`: closed form, without copies of the images, whatever more there is to the run."""
     names = QdqNames(graph)
-    places = folds(len(samples), every=largest_activation(graph) * len(samples) <= SMALL)
+    places = folds(len(samples), every=_thorough(graph, samples, settings))
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
     rounding = replace(settings.quantize, effort="default", augment="none")
 
@@ -91,4 +106,9 @@ def _refinement(graph: PreparedGraph, samples: Samples, captured: Capture, setti
             found.append(run_model(qdq_model(quantized), wanted, unseen, graph.batch, settings.threads))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    return Refine(samples=select(samples, np.concatenate([unseen for _, unseen in places])), outputs=outputs)
+    return Refine(
+        samples=select(samples, np.concatenate([unseen for _, unseen in places])),
+        outputs=outputs,
+        finalists=FINALISTS[settings.quantize.effort],
+        seeded=(REFINED,),
+    )

@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samples
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import Reference
+from ompq_deploy.heads import SOFTENED, Reference
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import run_samples, select
 
 HELD_OUT_EVERY = 4
-SOFTENED = 4.0
 FEWEST_TO_SPLIT = 16
 SHARED_NOTE = f"fewer than {FEWEST_TO_SPLIT} samples: the metrics were scored on the samples of the contest"
 
@@ -57,10 +56,15 @@ class Split:
 @dataclass(frozen=True, kw_only=True)
 class Refine:
     """`outputs(plan, tensors)` are some tensors of the float network as a plan's quantized network computes them on
-    `samples`, samples on axis 0. The integers that compute a sample's must not come from it."""
+    `samples`, samples on axis 0. The integers that compute a sample's must not come from it.
+
+    The best `finalists` are refined, and the plans of the metrics `seeded`, which reckon with refinement.
+    """
 
     samples: Samples
     outputs: Callable[[BitPlan, Sequence[str]], Sequence[Float32]]
+    finalists: int = 3
+    seeded: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +140,9 @@ def hold_contest(
     rounding: Rounding,
     *,
     refine: Refine | None = None,
-    finalists: int = 3,
     threads: int = 0,
 ) -> Contest:
-    """Plans by `solve` under each of `metrics`, measured on the held-out samples, the best `finalists` refined.
+    """Plans by `solve` under each of `metrics`, measured on the held-out samples, the best of them refined.
 
     A metric that lacks torch, or cannot use the samples, is skipped with its reason. Raises what the last metric
     raised where all are.
@@ -172,7 +175,8 @@ def hold_contest(
     if refine is not None and len(known) > 1:
         refined_on = len(refine.samples)
         reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, refine.samples, threads))
-        best = sorted(known, key=known.__getitem__)[:finalists]
+        best = sorted(known, key=known.__getitem__)[: refine.finalists]
+        best += [_widths(plans[metric]) for metric in refine.seeded if metric in plans]
         known = {}
         for i, entry in enumerate(entries):
             if entry.loss is None or (widths := _widths(plans[entry.metric])) not in best:

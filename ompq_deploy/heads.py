@@ -14,6 +14,9 @@ over all calibration samples: the score of the background and the place of an an
 ||y||^2 they hide any error. Energy is 84 to 18,000 times V_k in UltraFace's heads.
 Where a head never varies (or there is one sample) V_k is its energy, mean_n ||y_nk||^2, and 1 where that is zero.
 
+Losses of layers are measured with a classifier's logits divided by SOFTENED: a network is so sure of most calibration
+images that at temperature 1 its output KL rests on a few of them (docs/ablation.md).
+
 By Pinsker's inequality sqrt(d_n / 2) bounds how much probability moves. On confident samples, such as training images,
 the plain mean rests on the one or two that flip: over 14 contests its winner was 20 % worse in KL on other images than
 the best plan, the winner by distance 9 % (docs/ablation.md).
@@ -30,6 +33,8 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64
 
+SOFTENED = 4.0
+"""The temperature at which layers, and refined networks, are compared (Hinton et al., 2015)."""
 SMALLEST_VARIATION = 1e-12
 """Share of the energy; below it lie the roundings of float32."""
 FALLBACK = "the model is no classifier (one output of samples x classes), so output errors stand for its loss"
@@ -107,29 +112,28 @@ class Reference:
     heads: Heads
     outputs: Sequence[Float32]
 
-    def divergence(self, other: Sequence[Float32]) -> float:
-        """Mean of d_nk over heads and samples."""
+    def divergence(self, other: Sequence[Float32], temperature: float = 1.0) -> float:
+        """Mean of d_nk over heads and samples; `temperature` divides the logits of classifiers."""
         if self.heads.classifier:
-            return float(np.mean(kl_per_sample(self.outputs[0], other[0])))
+            return float(np.mean(self._softened(other, temperature)))
         return sum(
             float(np.square(weights * _rows(b - a)).sum(axis=1, dtype=np.float64).mean())
             for a, b, weights in zip(self.outputs, other, self.heads.root_weights, strict=True)
         )
 
     def distance(self, other: Sequence[Float32], temperature: float = 1.0) -> float:
-        """Mean of sqrt(d_nk) over the samples, for the head where it is largest.
-
-        `temperature` divides the logits of classifiers (Hinton et al., 2015): above 1 samples that the network is sure
-        of count too.
-        """
+        """Mean of sqrt(d_nk) over the samples, for the head where it is largest; `temperature` as in `divergence`."""
         if self.heads.classifier:
-            return float(np.mean(np.sqrt(kl_per_sample(self.outputs[0] / temperature, other[0] / temperature))))
+            return float(np.mean(np.sqrt(self._softened(other, temperature))))
         pairs = {name: (a, b) for name, a, b in zip(self.heads.tensors, self.outputs, other, strict=True)}
         errors = []
         for head in self.heads.parts:
             a, b = (head.of(values) for values in pairs[head.tensor])
             errors.append(float(np.mean(np.sqrt(np.square(b - a).sum(axis=1) / head.variation))))
         return max(errors)
+
+    def _softened(self, other: Sequence[Float32], temperature: float) -> Float64:
+        return kl_per_sample(self.outputs[0] / temperature, other[0] / temperature)
 
 
 def kl_per_sample(reference: Float32, other: Float32) -> Float64:

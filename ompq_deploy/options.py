@@ -139,7 +139,7 @@ PLANNING = _stack(
                  help="How few images become more to round by; auto: flip+crop for images, none for arrays."),
     click.option("--reconstruct-loss", type=click.Choice(LOSSES), default="squared", show_default=True,
                  help="Of extensive. fisher: weight a block's output by what the network's output makes of it."),
-    click.option("--reconstruct-drop", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+    click.option("--reconstruct-drop", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True,
                  help="Of extensive: share of activations left unrounded while learning (QDrop)."),
     click.option("--calibration-method", type=click.Choice(CALIBRATION_METHODS), default="mse", show_default=True,
                  help="How activation ranges become scales."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from ompq_deploy.capture import capture
 from ompq_deploy.errors import BackendMissing
 from ompq_deploy.head_search import find_heads
 from ompq_deploy.heads import Reference
-from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
+from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.numerics import packed_bytes
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings
+from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.runner import run_samples
 from ompq_deploy.settings import PlanSettings
 from tests.quantized import inputs
@@ -48,7 +50,10 @@ class Planner:
         self.parts = contest.split(samples)
         self.rounding = round_weights(graph, BITS)
         grams = contest.captured_rows(capture(graph, samples), self.parts.scored_rows)
-        self.evidence = Evidence(graph=graph, rounding=self.rounding, samples=self.parts.scored, capture=grams)
+        self.evidence = Evidence(
+            graph=graph, rounding=self.rounding, samples=self.parts.scored, capture=grams,
+            refined=partial(refined_rounding, graph, bits=BITS),
+        )  # fmt: skip
         sizes = np.array([[packed_bytes(layer.numel, b) for b in BITS] for layer in graph.layers])
         self.sizes = SizeTable(fixed=0, bytes=sizes)
         self.budget = Budget(size_bytes=sum(packed_bytes(layer.numel, 3) for layer in graph.layers))
@@ -60,9 +65,7 @@ class Planner:
         return self.plans[metric]
 
     def hold(self, metrics: tuple[str, ...] = CONTESTANTS, refine: contest.Refine | None = None) -> contest.Contest:
-        return contest.hold_contest(
-            self.graph, self, metrics, self.parts, self.rounding, refine=refine, finalists=FINALISTS
-        )
+        return contest.hold_contest(self.graph, self, metrics, self.parts, self.rounding, refine=refine)
 
 
 def test_the_winner_is_never_worse_than_any_metric_on_the_samples_held_out(graph: PreparedGraph) -> None:
@@ -102,7 +105,7 @@ def test_finalists_are_decided_refined(graph: PreparedGraph) -> None:
         weights = {} if perfect else {name: planner.rounding.rounded(name, 2) for name in plan.bits()}
         return run_samples(graph, weights, tensors, planner.parts.held_out)
 
-    result = planner.hold(refine=contest.Refine(samples=planner.parts.held_out, outputs=outputs))
+    result = planner.hold(refine=contest.Refine(samples=planner.parts.held_out, outputs=outputs, finalists=FINALISTS))
     assert result.plan.bits() == planner.plans[favourite].bits()
     assert len(refined) == len(set(refined)) == FINALISTS
     assert [entry.loss for entry in result.entries] == [entry.loss for entry in rounded.entries]
@@ -111,6 +114,22 @@ def test_finalists_are_decided_refined(graph: PreparedGraph) -> None:
     assert {entry.metric for entry in rounded.entries if entry.loss is not None and entry.loss <= third} == set(
         finalists
     )
+
+
+def test_a_plan_that_reckons_with_refinement_is_refined_whatever_its_rank(graph: PreparedGraph) -> None:
+    planner = Planner(graph, samples_of(graph, 32))
+    rounded = planner.hold()
+    ranked = sorted((e for e in rounded.entries if e.loss is not None), key=lambda e: e.loss or 0)
+    last = ranked[-1].metric
+
+    def outputs(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
+        perfect = plan.bits() == planner.plans[last].bits()
+        weights = {} if perfect else {name: planner.rounding.rounded(name, 2) for name in plan.bits()}
+        return run_samples(graph, weights, tensors, planner.parts.held_out)
+
+    for seeded, winner in (((), ranked[0].metric), ((last,), last)):
+        refine = contest.Refine(samples=planner.parts.held_out, outputs=outputs, finalists=1, seeded=seeded)
+        assert planner.hold(refine=refine).plan.bits() == planner.plans[winner].bits()
 
 
 @pytest.mark.parametrize("small", [True, False])
@@ -140,6 +159,8 @@ def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
         verbs.write_plan(residual_model, settings, tmp_path / effort)
         found[effort] = json.loads((tmp_path / effort / "plan.json").read_text())["contest"]
         assert bool(pairs) == (effort == "default")
+    assert [e["metric"] for e in found["quick"]["entries"]] == [m for m in CONTESTANTS if m != REFINED]
+    assert [e["metric"] for e in found["default"]["entries"]] == [m for m in CONTESTANTS if small or m != "kl"]
     rounds = 4 if small else 1
     for seen, unseen in pairs:
         assert (len(seen), len(unseen)) == (24, 8)

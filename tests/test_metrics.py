@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from ompq_deploy.artifacts import PreparedGraph, Samples, Scores
+from ompq_deploy.artifacts import Layer, PreparedGraph, Samples, Scores
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BadInput
 from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import Reference
-from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, orm, round_weights, score
+from ompq_deploy.heads import SOFTENED, Reference
+from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, MetricSettings, orm, round_weights, score
 from ompq_deploy.metrics.granularity import groups
 from ompq_deploy.metrics.hawq import trace
+from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.prepare import prepare
-from ompq_deploy.runner import run_samples
+from ompq_deploy.quantize.refined_rounding import refined_rounding
+from ompq_deploy.runner import returning, run_samples
 from tests import models
 from tests.quantized import inputs
 
@@ -31,8 +35,9 @@ def samples_of(graph: PreparedGraph, count: int = 16, labels: np.ndarray | None 
 
 def evidence_of(graph: PreparedGraph, samples: Samples, bits: tuple[int, ...] = BITS) -> Evidence:
     return Evidence(
-        graph=graph, rounding=round_weights(graph, bits), samples=samples, capture=capture(graph, samples), threads=1
-    )
+        graph=graph, rounding=round_weights(graph, bits), samples=samples, capture=capture(graph, samples),
+        refined=partial(refined_rounding, graph, bits=bits, threads=1), threads=1,
+    )  # fmt: skip
 
 
 def scores_of(graph: PreparedGraph, metric: str, samples: Samples | None = None, **settings: object) -> Scores:
@@ -145,12 +150,54 @@ def test_kl_of_one_layer_is_the_divergence_of_the_whole_network_with_that_layer_
     reference = Reference(heads=evidence.heads, outputs=run_samples(residual, {}, tensors, evidence.samples))
     expected = [
         [
-            reference.divergence(run_samples(residual, {layer.name: weight}, tensors, evidence.samples))
+            reference.divergence(run_samples(residual, {layer.name: weight}, tensors, evidence.samples), SOFTENED)
             for weight in (evidence.rounding.rounded(layer.name, width) for width in BITS)
         ]
         for layer in residual.layers
     ]
     np.testing.assert_allclose(score(evidence, MetricSettings(name="kl")).loss, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_refined_weights_are_scored_on_samples_that_they_have_not_seen(residual: PreparedGraph) -> None:
+    evidence = evidence_of(residual, samples_of(residual, 12))
+    seen: list[Samples] = []
+    found: list[Rounding] = []
+
+    def refined(samples: Samples) -> Rounding:
+        seen.append(samples)
+        found.append(refined_rounding(residual, samples, BITS, threads=1))
+        return found[-1]
+
+    scores = score(replace(evidence, refined=refined), MetricSettings(name=REFINED))
+    everything = evidence.samples.inputs["x"]
+    unseen = everything[[not (row == seen[0].inputs["x"]).all(axis=(1, 2, 3)).any() for row in everything]]
+    assert (len(seen[0]), len(unseen)) == (6, 6)
+    others = replace(evidence.samples, inputs={"x": unseen}, labels=None)
+    expected = score(replace(evidence, rounding=found[0], samples=others), MetricSettings(name="kl"))
+    np.testing.assert_allclose(scores.loss, expected.loss, rtol=1e-6)
+    assert scores.metric == REFINED
+
+
+def test_refined_weights_leave_less_of_a_layers_output_than_nearest_ones(residual: PreparedGraph) -> None:
+    samples = samples_of(residual, 48)
+    refined, nearest = refined_rounding(residual, samples, BITS), round_weights(residual, BITS)
+
+    def error(layer: Layer, rounding: Rounding, width: int) -> float:
+        output = next(node for node in residual.model.graph.node if node.name == layer.nodes[0]).output[0]
+        graph = replace(residual, model=returning(residual.model, [output]))
+        (exact,) = run_samples(graph, {}, [output], samples)
+        (moved,) = run_samples(graph, {layer.name: rounding.rounded(layer.name, width)}, [output], samples)
+        return float(np.square(moved - exact).sum())
+
+    for layer in residual.layers:
+        for width in BITS:
+            assert error(layer, refined, width) < error(layer, nearest, width), (layer.name, width)
+
+
+def test_without_refined_weights_the_metric_says_so(residual: PreparedGraph) -> None:
+    evidence = replace(evidence_of(residual, samples_of(residual, 8)), refined=None)
+    with pytest.raises(BadInput, match="no refined weights"):
+        score(evidence, MetricSettings(name=REFINED))
 
 
 @pytest.mark.parametrize("metric", ["kl", "mpqco", "hawq", "mse", "orm"])

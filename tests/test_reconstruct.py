@@ -173,6 +173,18 @@ def test_the_same_seed_gives_the_same_integers() -> None:
     assert same(reconstruct(start, samples, settings), reconstruct(start, samples, settings))
 
 
+def test_random_bytes_are_uniform_and_independent() -> None:
+    draws = soft.random_bytes(torch.Size((125, 8, 257)), torch.Generator().manual_seed(0))
+    assert draws.shape == (125, 8, 257)
+    counts = np.bincount(draws.numpy().ravel(), minlength=256)
+    assert (
+        np.square(counts - 257_000 / 256).sum() / (257_000 / 256) < 330
+    )  # chi squared of 255, beyond the 0.999 quantile
+    assert abs(np.corrcoef(draws.numpy().ravel()[:-1], draws.numpy().ravel()[1:])[0, 1]) < 0.01
+    for place in range(8):  # of the byte within its draw
+        assert abs(draws.numpy().ravel()[place::8].mean() - 127.5) < 2
+
+
 def test_copies_of_a_sample_held_out_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     start, samples = started()
     batches: list[int] = []
@@ -264,12 +276,12 @@ def test_the_effort_hands_its_settings_on(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("ompq_deploy.quantize.reconstruct", noted)
     settings = QuantizeSettings(
-        effort="extensive", bias_correction=False, reconstruct_loss="fisher", reconstruct_drop=0.5
+        effort="extensive", bias_correction=False, reconstruct_loss="fisher", reconstruct_drop=0.25
     )
     quantize(
         graph, captured, uniform_plan(graph, 4), settings, samples=samples, seed=5, threads=1, checkpoint=tmp_path / "x"
     )
-    assert calls == [(ReconstructSettings(loss="fisher", drop=0.5, biases=False, seed=5, threads=1), tmp_path / "x")]
+    assert calls == [(ReconstructSettings(loss="fisher", drop=0.25, biases=False, seed=5, threads=1), tmp_path / "x")]
 
 
 def fixed_batch() -> onnx.ModelProto:

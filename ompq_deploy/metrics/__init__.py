@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples, Scores
@@ -26,7 +27,20 @@ from ompq_deploy.metrics.rounding import Rounding, round_weights
 if TYPE_CHECKING:
     from ompq_deploy.metrics.gradients import Problem
 
-__all__ = ["CONTESTANTS", "GRANULARITIES", "METRICS", "Evidence", "MetricSettings", "round_weights", "score", "take"]
+__all__ = [
+    "CONTESTANTS",
+    "GRANULARITIES",
+    "METRICS",
+    "REFINED",
+    "Evidence",
+    "MetricSettings",
+    "round_weights",
+    "score",
+    "take",
+]
+
+REFINED = "kl-refined"
+"""`kl` of refined weights."""
 
 FEWEST_SAMPLES = 8
 KL_WORK = 1.5e11
@@ -52,12 +66,14 @@ class MetricSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a metric may look at. `capture` is read by `orm` only, `samples` by `mpqco`, `hawq` and `kl`."""
+    """What a metric may look at. `capture` is read by `orm` only, `samples` by `mpqco`, `hawq` and `kl`. `kl-refined`
+    scores, in place of `rounding`, what `refined` makes of the weights on some of the samples."""
 
     graph: PreparedGraph
     rounding: Rounding
     samples: Samples
     capture: Capture | None
+    refined: Callable[[Samples], Rounding] | None = None
     threads: int = 0
 
     @cached_property
@@ -79,7 +95,13 @@ def take(samples: Samples, count: int) -> Samples:
     """`count` of the samples, evenly spread; all of them where there are no more."""
     from ompq_deploy.runner import select
 
-    return select(samples, np.arange(min(count, len(samples))) * len(samples) // min(count, len(samples)))
+    return select(samples, _spread(count, len(samples)))
+
+
+def _spread(count: int, total: int) -> NDArray[np.int64]:
+    """Up to `count` of `total` places."""
+    count = min(count, total)
+    return np.arange(count) * total // count
 
 
 def _orm(evidence: Evidence, settings: MetricSettings) -> Scores:
@@ -130,10 +152,31 @@ def _differentiable(evidence: Evidence, samples: Samples, settings: MetricSettin
 def _kl(evidence: Evidence, _: MetricSettings) -> Scores:
     from ompq_deploy.metrics.output_error import output_error
 
-    graph, rounding = evidence.graph, evidence.rounding
-    half_of_the_network = len(graph.layers) * len(rounding.bits) / 2
-    samples = take(evidence.samples, _affordable(graph, KL_WORK, half_of_the_network))
-    return output_error(graph, evidence.heads, samples, rounding, evidence.threads)
+    samples = take(evidence.samples, _affordable_for_kl(evidence))
+    return output_error(evidence.graph, evidence.heads, samples, evidence.rounding, evidence.threads)
+
+
+def _kl_refined(evidence: Evidence, _: MetricSettings) -> Scores:
+    if evidence.refined is None:
+        raise BadInput(
+            "there are no refined weights to score",
+            where=f"--metric {REFINED}",
+            fix="give Evidence.refined, or choose kl",
+        )
+    from ompq_deploy.metrics.output_error import output_error
+    from ompq_deploy.runner import select
+
+    total = len(evidence.samples)
+    scored = _spread(min(_affordable_for_kl(evidence), max(total // 2, 1)), total)
+    others = np.setdiff1d(np.arange(total), scored) if total > 1 else scored
+    rounding = evidence.refined(select(evidence.samples, others))
+    samples = select(evidence.samples, scored)
+    return output_error(evidence.graph, evidence.heads, samples, rounding, evidence.threads, metric=REFINED)
+
+
+def _affordable_for_kl(evidence: Evidence) -> int:
+    half_of_the_network = len(evidence.graph.layers) * len(evidence.rounding.bits) / 2
+    return _affordable(evidence.graph, KL_WORK, half_of_the_network)
 
 
 def _mse(evidence: Evidence, _: MetricSettings) -> Scores:
@@ -159,6 +202,7 @@ SCORERS: dict[str, Callable[[Evidence, MetricSettings], Scores]] = {
     "mpqco": _mpqco,
     "hawq": _hawq,
     "kl": _kl,
+    REFINED: _kl_refined,
     "mse": _mse,
     "size": _size,
     "random": _random,

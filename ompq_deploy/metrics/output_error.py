@@ -1,7 +1,7 @@
 """`kl`: quantize one layer at a time and measure how far the network's outputs move, in onnxruntime.
 
-    loss_i(b) = divergence(f(x; w), f(x; w with w_i = Q_b(w_i)))      output KL, or the mean relative squared error of
-                                                                      the heads (`heads.py`)
+    loss_i(b) = divergence(f(x; w), f(x; w with w_i = Q_b(w_i)))      softened output KL, or the mean relative squared
+                                                                      error of the heads (`heads.py`)
 
 Everything before layer i is as in the float network, so only the nodes behind it run, fed with tensors kept from
 one float pass. One session per layer, with that layer's weight as an input, serves all widths.
@@ -16,12 +16,19 @@ import onnx
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph, Samples, Scores
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.heads import Heads, Reference
+from ompq_deploy.heads import SOFTENED, Heads, Reference
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import by_sample, feeds, returning, size_of, start
 
 
-def output_error(graph: PreparedGraph, heads: Heads, samples: Samples, rounding: Rounding, threads: int = 0) -> Scores:
+def output_error(
+    graph: PreparedGraph,
+    heads: Heads,
+    samples: Samples,
+    rounding: Rounding,
+    threads: int = 0,
+    metric: str = "kl",
+) -> Scores:
     """The loss of every layer and width, measured on all of `samples`; those of a short fixed batch are dropped."""
     suffixes = [suffix_model(graph, layer, heads) for layer in graph.layers]
     kept = sorted({value.name for model in suffixes for value in model.graph.input} - {x.weight for x in graph.layers})
@@ -37,7 +44,7 @@ def output_error(graph: PreparedGraph, heads: Heads, samples: Samples, rounding:
         [_layer_losses(model, layer, reference, passes, rounding, threads)
          for model, layer in zip(suffixes, graph.layers, strict=True)]
     )  # fmt: skip
-    return Scores(metric="kl", bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=heads.note)
+    return Scores(metric=metric, bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=heads.note)
 
 
 def suffix_model(graph: PreparedGraph, layer: Layer, heads: Heads) -> onnx.ModelProto:
@@ -79,7 +86,7 @@ def _layer_losses(
         weight = rounding.rounded(layer.name, width)
         inputs = [{name: known[name] for name in outer} | {layer.weight: weight} for known in passes]
         moved = [dict(zip(names, session.run(names, feed), strict=True)) for feed in inputs]
-        losses.append(reference.divergence(_outputs(reference.heads, moved, passes)))
+        losses.append(reference.divergence(_outputs(reference.heads, moved, passes), SOFTENED))
     return np.array(losses)
 
 

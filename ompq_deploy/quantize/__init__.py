@@ -66,7 +66,7 @@ class QuantizeSettings:
     bias_correction: bool = True
     equalize: bool = False
     reconstruct_loss: str = "squared"
-    reconstruct_drop: float = 0.0
+    reconstruct_drop: float = 0.5
 
 
 def quantize(

@@ -18,7 +18,8 @@ Target for inputs X' that already carry quantization error, where Y is the outpu
     W' = W + (Y - W X') X'^T (X' X'^T / p + damping)^-1 / p
 
 Arrays have a leading axis of groups (dense: G = 1; depthwise: R = 1) and hold a column of W as a row, since columns
-are what the loops run over: `weight` and `codes` (G, K, R), `hessian` (G, K, K), `scale` (G, R).
+are what the loops run over: `weight` and `codes` (G, K, R), `hessian` (G, K, K), `scale` (G, R). `bits` is one width,
+or one per row (R,). A column costs nearly the same for few rows as for many, so the scales tried are rows, too.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64
-from ompq_deploy.numerics import signed_range
+from ompq_deploy.numerics import IntArray
 from ompq_deploy.weight_scale import SHRINKAGE, best_scale
 
+Bits = int | IntArray
+
+NUMBERS = 2**18
+"""Weights of a block rounded at once, for each scale tried."""
 BLOCK = 128
 """Columns rounded between two matrix products."""
 RATIOS = 6
@@ -61,7 +66,7 @@ def output_error(weight: NDArray, codes: NDArray, scale: NDArray, hessian: NDArr
 
 
 def second_order_codes(
-    weight: NDArray, hessian: Float64, bits: int, least: Float32 | None = None
+    weight: NDArray, hessian: Float64, bits: Bits, least: Float32 | None = None
 ) -> tuple[NDArray[np.int8], Float32]:
     """Codes int8 (G, K, R) and positive scales float32 (G, R), none below `least`, of small E(Q).
 
@@ -69,25 +74,37 @@ def second_order_codes(
 
     Each row takes the best of a few scales, tried with error feedback; then descent and rescaling in turn.
     """
+    groups, columns, rows = weight.shape
     order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
     w = np.take_along_axis(weight, order[:, :, None], axis=1).astype(np.float32)
     ordered = np.stack([h[np.ix_(o, o)] for h, o in zip(hessian, order, strict=True)])
     unit = unit_upper(ordered).astype(np.float32)
     h = ordered.astype(np.float32)
     del ordered
-    least = np.zeros(weight[:, 0].shape, np.float32) if least is None else least
-    codes, scale = _best_feedback(w, h, unit, bits, least)
-    for _ in range(SWEEPS if weight.shape[1] <= SEARCHED_COLUMNS else 1):
-        codes = descend(w, h, scale, codes, bits)
-        scale = np.maximum(refit(w, h, scale, codes), least)
-    codes = descend(w, h, scale, codes, bits)
+    least = np.zeros((groups, rows), np.float32) if least is None else least
+    of_row = np.broadcast_to(bits, rows)
+    codes, scale = np.empty_like(w), np.empty_like(least)
+    at_once = max(NUMBERS // (groups * min(columns, BLOCK)), 1)
+    for first in range(0, rows, at_once):
+        some = slice(first, first + at_once)
+        codes[:, :, some], scale[:, some] = _descended(w[:, :, some], h, unit, of_row[some], least[:, some])
     back = np.argsort(order, axis=1)
     return np.take_along_axis(codes, back[:, :, None], axis=1).astype(np.int8), scale
 
 
-def feedback(weight: NDArray, unit: NDArray, scale: NDArray, bits: int) -> NDArray:
+def _descended(
+    weight: Float32, hessian: Float32, unit: Float32, bits: IntArray, least: Float32
+) -> tuple[Float32, Float32]:
+    codes, scale = _best_feedback(weight, hessian, unit, bits, least)
+    for _ in range(SWEEPS if weight.shape[1] <= SEARCHED_COLUMNS else 1):
+        codes = descend(weight, hessian, scale, codes, bits)
+        scale = np.maximum(refit(weight, hessian, scale, codes), least)
+    return descend(weight, hessian, scale, codes, bits), scale
+
+
+def feedback(weight: NDArray, unit: NDArray, scale: NDArray, bits: Bits) -> NDArray:
     """Codes after one pass of error feedback with U = `unit` (G, K, K), in the order of the columns."""
-    low, high = signed_range(bits)
+    low, high = _limits(bits)
     codes, error = np.empty_like(weight), np.zeros_like(weight)
     for start in range(0, weight.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
@@ -95,15 +112,15 @@ def feedback(weight: NDArray, unit: NDArray, scale: NDArray, bits: int) -> NDArr
         wanted = weight[:, block] + unit[:, :start, block].swapaxes(1, 2) @ error[:, :start]
         for j in range(u.shape[1]):
             column = start + j
-            codes[:, column] = np.clip(np.rint(wanted[:, j] / scale), low, high)
+            codes[:, column] = np.minimum(np.maximum(np.rint(wanted[:, j] / scale), low), high)
             error[:, column] = weight[:, column] - codes[:, column] * scale
             wanted[:, j + 1 :] += u[:, j, j + 1 :, None] * error[:, column, None, :]
     return codes
 
 
-def descend(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray, bits: int) -> NDArray:
+def descend(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray, bits: Bits) -> NDArray:
     """The codes after one sweep of coordinate descent over all columns; E(Q) does not grow."""
-    low, high = signed_range(bits)
+    low, high = _limits(bits)
     codes = codes.copy()
     error = weight - codes * scale[:, None, :]
     step = scale[:, None, :] * np.einsum("gkk->gk", hessian)[:, :, None]
@@ -113,12 +130,18 @@ def descend(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray, b
         pull = hessian[:, block] @ error
         for j in range(h.shape[1]):
             column = start + j
-            new = np.clip(np.rint(codes[:, column] + pull[:, j] / step[:, column]), low, high)
+            nearest = np.rint(codes[:, column] + pull[:, j] / step[:, column])
+            new = np.minimum(np.maximum(nearest, low), high)
             change = (codes[:, column] - new) * scale
             codes[:, column] = new
             error[:, column] += change
             pull[:, j + 1 :] += h[:, j, j + 1 :, None] * change[:, None, :]
     return codes
+
+
+def _limits(bits: Bits) -> tuple[Float32, Float32]:
+    half = np.exp2(np.asarray(bits, np.float32) - 1)
+    return -half, half - 1
 
 
 def refit(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray) -> NDArray:
@@ -137,20 +160,26 @@ def unit_upper(hessian: Float64) -> NDArray:
 
 
 def _best_feedback(
-    weight: Float32, hessian: Float32, unit: Float32, bits: int, least: Float32
+    weight: Float32, hessian: Float32, unit: Float32, bits: IntArray, least: Float32
 ) -> tuple[Float32, Float32]:
     """The codes and scales of least E(Q) among the scales tried, row by row."""
     groups, columns, rows = weight.shape
-    start = best_scale(weight.swapaxes(1, 2).reshape(-1, columns), bits).reshape(groups, rows)
-    ratios = [1.0]
+    start = np.empty((groups, rows), np.float32)
+    for width in np.unique(bits):
+        same = weight[:, :, bits == width]
+        flat = np.ascontiguousarray(same.swapaxes(1, 2)).reshape(-1, columns)
+        start[:, bits == width] = best_scale(flat, int(width)).reshape(groups, -1)
+    ratios = np.ones((1, rows), np.float32)
     if columns <= SEARCHED_COLUMNS:
-        ratios += [*np.linspace(SHRINKAGE[bits], 1.0, RATIOS, endpoint=False), 1.1]
-    best, scale, lowest = np.zeros_like(weight), start, np.full((groups, rows), np.inf, np.float32)
-    for ratio in ratios:
-        candidate = np.maximum(start * np.float32(ratio), least)
-        codes = feedback(weight, unit, candidate, bits)
-        error = output_error(weight, codes, candidate, hessian)
-        better = error < lowest
-        best = np.where(better[:, None, :], codes, best)
-        scale, lowest = np.where(better, candidate, scale), np.where(better, error, lowest)
-    return best, scale
+        smallest = np.array([SHRINKAGE[int(width)] for width in bits])
+        below = np.linspace(smallest, 1.0, RATIOS, endpoint=False)
+        ratios = np.concatenate([ratios, below, np.full((1, rows), 1.1)]).astype(np.float32)
+    tries = len(ratios)
+    candidates = np.maximum(start[:, None] * ratios, least[:, None])  # (G, T, R)
+    repeated = np.tile(weight, (1, 1, tries))
+    scale = candidates.reshape(groups, -1)
+    codes = feedback(repeated, unit, scale, np.tile(bits, tries))
+    error = output_error(repeated, codes, scale, hessian).reshape(groups, tries, rows)
+    best = error.argmin(axis=1)[:, None]  # (G, 1, R)
+    found = np.take_along_axis(codes.reshape(groups, columns, tries, rows), best[:, None], axis=2)
+    return found[:, :, 0], np.take_along_axis(candidates, best, axis=1)[:, 0]

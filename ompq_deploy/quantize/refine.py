@@ -12,7 +12,7 @@ are repeated, flipped and shifted: that fills covariances where the feature map 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -71,15 +71,14 @@ def refine(
             quantized.step()
             continue
         node = piece[0]
-        halves = _measure(exact, quantized, layer, node, grids, len(samples), settings.seed)
+        halves = measure(exact, quantized, layer, node, grids, len(samples), settings.seed)
         moments = reduce(Moments.merged, halves)
         q = done.get(layer.name)
         if q is None:
             biases = float_biases(index, layer)
             least = least_scales(index, layer, biases, grids)
-            codes, scale = _round(
-                layer, weights[layer.name], bits[layer.name], moments, halves, biases, least, settings
-            )
+            problem = rounding_problem(layer, weights[layer.name], moments, halves, biases, settings)
+            ((codes, scale),) = problem.codes([bits[layer.name]], least)
             q = QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases)
         if settings.bias_correction:
             q = replace(q, biases={**q.biases, node.name: _mean_matching_bias(q, moments)})
@@ -88,7 +87,7 @@ def refine(
     return tuple(done[layer.name] for layer in graph.layers)
 
 
-def _measure(
+def measure(
     exact: Stream,
     quantized: Stream,
     layer: Layer,
@@ -122,22 +121,44 @@ def _measure(
     return tuple(half.moments() for half in sums if half)
 
 
-def _round(
+@dataclass(frozen=True, kw_only=True)
+class RoundingProblem:
+    """One layer's W' (G, K, R) and damped H (G, K, K), as `gptq.py` takes them; None where W is rounded to nearest."""
+
+    layer: Layer
+    weight: Float32
+    target: NDArray | None = None
+    hessian: NDArray | None = None
+
+    def codes(self, widths: Sequence[int], least: Float32) -> list[tuple[NDArray[np.int8], Float32]]:
+        """At each width codes of the weight's shape and scales per channel, none below `least`."""
+        axis = self.layer.channel_axis
+        if self.target is None or self.hessian is None:
+            nearest = ((bits, quantize_weight(self.weight, bits, axis)) for bits in widths)
+            return [widen_for_bias(self.weight, codes, s, least, bits, axis) for bits, (codes, s) in nearest]
+        groups, _, rows = self.target.shape
+        count = len(widths)
+        found, scale = gptq.second_order_codes(
+            np.tile(self.target, count), self.hessian, np.repeat(widths, rows),
+            np.tile(least.reshape(groups, rows), count),
+        )  # fmt: skip
+        return [
+            (np.ascontiguousarray(columns.weight_from_columns(self.layer, codes)), scales.reshape(-1))
+            for codes, scales in zip(np.split(found, count, axis=2), np.split(scale, count, axis=1), strict=True)
+        ]
+
+
+def rounding_problem(
     layer: Layer,
     weight: Float32,
-    bits: int,
     moments: Moments,
     halves: tuple[Moments, ...],
     biases: Mapping[str, Float32],
-    least: Float32,
     settings: RefineSettings,
-) -> tuple[NDArray[np.int8], Float32]:
-    """Codes and scales of a layer's weight; `moments` are those of all samples, `halves` of either half."""
-    if layer.op == "ConvTranspose" and layer.groups > 1:
-        # its groups share their scales
-        return widen_for_bias(
-            weight, *quantize_weight(weight, bits, layer.channel_axis), least, bits, layer.channel_axis
-        )
+) -> RoundingProblem:
+    """The problem that the `moments` of all samples pose; `halves` are those of either half."""
+    if layer.op == "ConvTranspose" and layer.groups > 1:  # its groups share their scales
+        return RoundingProblem(layer=layer, weight=weight)
     if not settings.bias_correction:
         bias = np.asarray(biases.get(layer.name, 0.0), np.float64)
         rows = np.broadcast_to(bias, layer.channels).reshape(moments.output_mean.shape)
@@ -151,8 +172,7 @@ def _round(
         random = np.random.default_rng(settings.seed)
         r = best_shrinkage((halves[0].hessian, halves[1].hessian), DAMPING, random)
     hessian = gptq.damped(shrunk(moments.hessian, r), DAMPING)
-    found, scale = gptq.second_order_codes(target, hessian, bits, least.reshape(w.shape[0], w.shape[2]))
-    return np.ascontiguousarray(columns.weight_from_columns(layer, found)), scale.reshape(-1)
+    return RoundingProblem(layer=layer, weight=weight, target=target, hessian=hessian)
 
 
 def _mean_matching_bias(q: QuantizedLayer, moments: Moments) -> Float32:

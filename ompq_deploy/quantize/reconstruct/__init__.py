@@ -28,7 +28,7 @@ class ReconstructSettings:
 
     iterations: int = 800
     loss: str = "squared"
-    drop: float = 0.0
+    drop: float = 0.5
     augment: str = "none"
     rows: int = 256
     biases: bool = True
