@@ -228,16 +228,14 @@ def softmax(operation: p.IntegerSoftmax, known: Mapping[str, Any]) -> Whole:
 
 
 def interpolation(operation: p.IntegerInterpolation, known: Mapping[str, Any]) -> Whole:
-    """Every corner times the product of its weights."""
-    x, one = known[operation.input], 2**operation.bits
+    """Every combination of elements times the product of their weights."""
+    x = known[operation.input]
     total: Any = 0
-    for corner in itertools.product((0, 1), repeat=len(operation.axes)):
+    for taps in itertools.product(*(range(len(weights)) for weights in operation.weights)):
         part, weight = x, whole(1)
-        for side, axis, below, above, upper in zip(
-            corner, operation.axes, operation.below, operation.above, operation.weights, strict=True
-        ):
-            part = np.take(part, above if side else below, axis)
-            weight = weight * (whole(upper) if side else one - whole(upper))
+        for t, axis, indices, weights in zip(taps, operation.axes, operation.indices, operation.weights, strict=True):
+            part = np.take(part, indices[t], axis)
+            weight = weight * whole(weights[t])
         total = total + part * weight
     return requantize(total, operation.requantize, known)
 

@@ -66,11 +66,10 @@ def _pad(x: Values, pads: list[int], fill: int, axes: list[int] | None, mode: st
 
 
 def interpolate(resize: IntegerInterpolation, x: Values) -> Values:
-    """Along each axis the weighted sum of two neighbours."""
+    """Along each axis the weighted sum of some elements."""
     total = x.astype(np.int64)
-    for axis, below, above, weights in zip(resize.axes, resize.below, resize.above, resize.weights, strict=True):
-        one = np.int64(1) << resize.bits
-        total = np.take(total, below, axis) * (one - weights) + np.take(total, above, axis) * weights
+    for axis, indices, weights in zip(resize.axes, resize.indices, resize.weights, strict=True):
+        total = sum(np.take(total, index, axis) * weight for index, weight in zip(indices, weights, strict=True))
     return requantize(total, resize.requantize, {})
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ompq_deploy.resampling import Taps, resized
 from ompq_deploy.torch_graph.movement import pad_axis
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -131,12 +132,9 @@ def layer_normalization(x: Tensor, scale: Tensor, bias: Tensor | None = None, *,
 
 
 def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *,
-           mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel",
-           nearest_mode: str = "round_prefer_floor", axes: Sequence[int] | None = None,
-           **_: Any) -> Tensor:  # fmt: skip
-    """Nearest and linear, one axis after the other; any coordinate transformation but tf_crop_and_resize."""
-    if mode not in ("nearest", "linear") or coordinate_transformation_mode == "tf_crop_and_resize":
-        raise NotImplementedError(f"Resize with mode {mode}, {coordinate_transformation_mode}")
+           axes: Sequence[int] | None = None, keep_aspect_ratio_policy: str = "stretch",
+           **settings: Any) -> Tensor:  # fmt: skip
+    """One axis after the other, as `resampling.py` says."""
     by_scale = scales is not None and scales.numel() > 0
     amounts = (scales if by_scale else sizes).tolist()  # type: ignore[union-attr]
     for axis, amount in zip(axes or range(x.ndim), amounts, strict=True):
@@ -145,40 +143,20 @@ def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, s
         scale = amount if by_scale else target / length
         if target == length:
             continue
-        at = coordinates(length, target, scale, coordinate_transformation_mode).to(x.device)
-        if mode == "nearest":
-            x = torch.index_select(x, axis, nearest(at, nearest_mode).clamp(0, length - 1))
-        else:
-            x = interpolate(x, axis, at.clamp(0, length - 1))
+        taps = resized(settings, length, target, scale)
+        if taps is None or keep_aspect_ratio_policy != "stretch":
+            raise NotImplementedError(f"Resize with {settings}, {keep_aspect_ratio_policy}")
+        x = weighted_sum(x, axis, taps)
     return x
 
 
-def coordinates(length: int, target: int, scale: float, mode: str) -> Tensor:
-    """Where each output position lies on the input axis."""
-    position = torch.arange(target, dtype=torch.float64)
-    if mode == "asymmetric":
-        return position / scale
-    if mode == "align_corners":
-        return position * ((length - 1) / max(target - 1, 1))
-    if mode == "pytorch_half_pixel" and target == 1:
-        return torch.zeros(1, dtype=torch.float64)
-    offset = (length - target / scale) / 2 if mode == "half_pixel_symmetric" else 0.0
-    return offset + (position + 0.5) / scale - 0.5
-
-
-def nearest(at: Tensor, mode: str) -> Tensor:
-    if mode == "floor":
-        return at.floor().long()
-    if mode == "ceil":
-        return at.ceil().long()
-    return ((at - 0.5).ceil() if mode == "round_prefer_floor" else (at + 0.5).floor()).long()
-
-
-def interpolate(x: Tensor, axis: int, at: Tensor) -> Tensor:
-    left = at.floor().long()
-    right = (left + 1).clamp(max=x.shape[axis] - 1)
-    share = (at - left).to(x.dtype).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-    return torch.index_select(x, axis, left) * (1 - share) + torch.index_select(x, axis, right) * share
+def weighted_sum(x: Tensor, axis: int, taps: Taps) -> Tensor:
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    parts = []
+    for index, weight in zip(taps.index, taps.weight, strict=True):
+        part = torch.index_select(x, axis, torch.from_numpy(index).to(x.device))
+        parts.append(part if (weight == 1).all() else part * torch.from_numpy(weight).to(x).reshape(shape))
+    return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {

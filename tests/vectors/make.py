@@ -55,6 +55,7 @@ VECTORS: dict[str, tuple[str, type]] = {
     "layer_norm": ("layer_norm", p.IntegerNormalization),
     "softmax": ("softmax_of_the_input", p.IntegerSoftmax),
     "resize_linear": ("resize_linear_pytorch", p.IntegerInterpolation),
+    "resize_cubic": ("resize_cubic", p.IntegerInterpolation),
     "pad_reflect": ("pad_reflect", p.IntegerMove),
     "slice": ("slice", p.IntegerMove),
     "transpose": ("transpose", p.IntegerMove),

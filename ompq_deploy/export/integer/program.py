@@ -295,17 +295,17 @@ class IntegerSoftmax:
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerInterpolation:
-    """Linear resizing: along each of `axes` in turn, acc = x[below] * (2^bits - weights) + x[above] * weights.
+    """Linear or cubic resizing: along each of `axes` in turn, acc[i] = sum_t weights[t, i] * x[indices[t, i]].
 
-    Weights are shaped to broadcast along their axis.
+    Per axis, `indices` are (T, length), and `weights` too, with an axis of 1 for every further one of x; the weights of
+    an element sum to 2^bits.
     """
 
     name: str
     input: str
     output: str
     axes: tuple[int, ...]
-    below: tuple[Int64, ...]
-    above: tuple[Int64, ...]
+    indices: tuple[Int64, ...]
     weights: tuple[Int64, ...]
     bits: int
     requantize: Requantize

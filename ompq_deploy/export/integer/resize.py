@@ -1,16 +1,15 @@
-"""Lower Resize and Upsample to integers: nearest picks elements, linear weights two of them along each axis.
+"""Lower Resize and Upsample to integers, one axis after the other, with the elements and weights of `resampling.py`.
 
-    x(i) = the input coordinate of output element i        (ONNX Resize, coordinate_transformation_mode)
-    nearest     y[i] = x[round(x(i))]
-    linear      y[i] = (x[f] (2^k - w) + x[f + 1] w) / 2^k,     f = floor(x(i)),  w = round((x(i) - f) 2^k)
+    nearest          y[i] = x[index[i]]
+    linear, cubic    y[i] = sum_t w[t, i] x[index[t, i]] / 2^k,     w = round(weight 2^k),  sum_t w[t, i] = 2^k
 
-Indices are held inside the input. Sizes must be known.
+Sizes must be known.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,47 +24,25 @@ from ompq_deploy.export.integer.rescale import requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
 from ompq_deploy.groups import Group
-from ompq_deploy.numerics import along_axis
+from ompq_deploy.resampling import Taps, resized
 
-Coordinates = Callable[[Float64, float, int, int], Float64]
-"""From output elements, the scale and the two lengths to input coordinates."""
 WEIGHT_BITS = 12
 WEIGHT_BITS_IN_ALL = 30
 """Of all axes together: with the 17 bits of a wide value they leave room for a multiplier."""
-
-TRANSFORMS: dict[str, Coordinates] = {
-    "asymmetric": lambda i, scale, size, length: i / scale,
-    "half_pixel": lambda i, scale, size, length: (i + 0.5) / scale - 0.5,
-    "pytorch_half_pixel": lambda i, scale, size, length: (i + 0.5) / scale - 0.5 if length > 1 else 0 * i,
-    "align_corners": lambda i, scale, size, length: i * (size - 1) / (length - 1) if length > 1 else 0 * i,
-    "half_pixel_symmetric": lambda i, scale, size, length: (
-        size / 2 * (1 - length / (scale * size)) + (i + 0.5) / scale - 0.5
-    ),
-}
-ROUNDINGS: dict[str, Callable[[Float64], Float64]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
 
 
 def lower_resize(scope: Scope, group: Group) -> tuple[Operation, ...]:
     """One pick per axis that changes and a rescaling, or one interpolation."""
     node = group.head
     settings = attributes(node)
-    axes = _resized_axes(scope, node)
-    if settings.get("mode", "nearest") == "linear":
-        return (_interpolation(scope, group, axes),)
+    axes = _taps(scope, node)
     if settings.get("mode", "nearest") != "nearest":
-        raise NotCovered(node, "its mode is cubic")
-    rounding = ROUNDINGS[settings.get("nearest_mode", "round_prefer_floor")]
+        return (_interpolation(scope, group, axes),)
     operations: list[Operation] = []
     tensor = group.inputs[0]
-    for axis, (size, coordinates) in axes.items():
+    for axis, taps in axes.items():
         picked = f"{group.output}_axis{axis}"
-        index = np.clip(rounding(coordinates), 0, size - 1).astype(np.int64)
-        operations.append(pick(node.name, tensor, picked, axis, index))
+        operations.append(pick(node.name, tensor, picked, axis, taps.index[0]))
         tensor = picked
     return (*operations, rescaled(scope, node.name, tensor, scope.grid(group.inputs[0]), group.output))
 
@@ -77,38 +54,42 @@ def pick(name: str, tensor: str, output: str, axis: int, index: NDArray[np.int64
     )
 
 
-def _interpolation(scope: Scope, group: Group, axes: dict[int, tuple[int, Float64]]) -> IntegerInterpolation:
+def _interpolation(scope: Scope, group: Group, axes: Mapping[int, Taps]) -> IntegerInterpolation:
     grid, out = scope.grid(group.inputs[0]), scope.grids[group.output]
     bits = min(WEIGHT_BITS, WEIGHT_BITS_IN_ALL // max(len(axes), 1))
     rank = len(scope.shape(group.head))
-    below, above, weights = [], [], []
-    for axis, (size, coordinates) in axes.items():
-        held = np.clip(coordinates, 0, size - 1)
-        floor = np.floor(held).astype(np.int64)
-        below.append(floor)
-        above.append(np.minimum(floor + 1, size - 1))
-        weights.append(along_axis(np.rint(np.ldexp(held - floor, bits)).astype(np.int64), rank - axis, 0))
-    total = bits * len(axes)
-    ratio = math.ldexp(grid.scale / out.scale, -total)
+    weights = [whole_weights(taps.weight, bits) for taps in axes.values()]
+    bound = math.prod(int(np.abs(w).sum(axis=0).max()) for w in weights)
     return IntegerInterpolation(
         name=group.head.name,
         input=group.inputs[0],
         output=group.output,
         axes=tuple(axes),
-        below=tuple(below),
-        above=tuple(above),
-        weights=tuple(weights),
+        indices=tuple(taps.index for taps in axes.values()),
+        weights=tuple(w.reshape(*w.shape, *[1] * (rank - axis - 1)) for w, axis in zip(weights, axes, strict=True)),
         bits=bits,
-        requantize=requantize(group.head.name, ratio, grid.largest << total, (out.low, out.high)),
+        requantize=requantize(
+            group.head.name,
+            math.ldexp(grid.scale / out.scale, -bits * len(axes)),
+            grid.largest * bound,
+            (out.low, out.high),
+        ),
     )
 
 
-def _resized_axes(scope: Scope, node: onnx.NodeProto) -> dict[int, tuple[int, Float64]]:
-    """Input length and input coordinates of every output element, for each axis that changes."""
+def whole_weights(weight: Float64, bits: int) -> NDArray[np.int64]:
+    """Weights (T, length) times 2^bits as integers that sum to it; the largest takes what rounding leaves."""
+    whole = np.rint(np.ldexp(weight, bits)).astype(np.int64)
+    largest = np.abs(weight).argmax(axis=0)
+    whole[largest, np.arange(whole.shape[1])] += (1 << bits) - whole.sum(axis=0)
+    return whole
+
+
+def _taps(scope: Scope, node: onnx.NodeProto) -> dict[int, Taps]:
+    """What is read along each axis that changes."""
     settings = attributes(node)
-    mode = settings.get("coordinate_transformation_mode", "half_pixel")
-    if mode not in TRANSFORMS or settings.get("antialias", 0) or settings.get("exclude_outside", 0):
-        raise NotCovered(node, "its coordinates are not covered")
+    if settings.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise NotCovered(node, "its aspect ratio is kept")
     shape, result = scope.index.shapes.get(node.input[0]), scope.index.shapes.get(node.output[0])
     if shape is None or result is None:
         raise NotCovered(node, "its sizes are not known")
@@ -119,8 +100,10 @@ def _resized_axes(scope: Scope, node: onnx.NodeProto) -> dict[int, tuple[int, Fl
             continue
         if size is None or length is None:
             raise NotCovered(node, "it needs fixed sizes")
-        elements = np.arange(length, dtype=np.float64)
-        found[axis] = size, TRANSFORMS[mode](elements, scales.get(axis, length / size), size, length)
+        taps = resized(settings, size, length, scales.get(axis, length / size))
+        if taps is None:
+            raise NotCovered(node, "its coordinates are not covered")
+        found[axis] = taps
     return found
 
 

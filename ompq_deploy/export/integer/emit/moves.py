@@ -1,6 +1,8 @@
-"""Emit the operators that rearrange values, and linear resizing."""
+"""Emit the operators that rearrange values, and resizing."""
 
 from __future__ import annotations
+
+from functools import reduce
 
 import numpy as np
 from onnx import TensorProto
@@ -46,16 +48,15 @@ def emit_setting(writer: Writer, setting: IntegerSetting) -> None:
 
 
 def emit_interpolation(writer: Writer, resize: IntegerInterpolation) -> None:
-    """Two Gathers and two products per axis, in int64."""
+    """A Gather and a product per weight and axis, in int64."""
     total = writer.centred(resize.input, f"{resize.output}_source", TensorProto.INT64)
-    for axis, below, above, weights in zip(resize.axes, resize.below, resize.above, resize.weights, strict=True):
+    for axis, indices, weights in zip(resize.axes, resize.indices, resize.weights, strict=True):
         name = f"{resize.output}_axis{axis}"
-        sides = {"below": (below, (1 << resize.bits) - weights), "above": (above, weights)}
         parts = []
-        for side, (index, factor) in sides.items():
-            elements = [total, writer.constant(f"{name}_{side}", index)]
-            picked = writer.node("Gather", elements, f"{name}_{side}_values", axis=axis)
-            weighted = [picked, writer.constant(f"{name}_{side}_weights", factor)]
-            parts.append(writer.node("Mul", weighted, f"{name}_{side}_products"))
-        total = writer.node("Add", parts, name)
+        for t, (index, weight) in enumerate(zip(indices, weights, strict=True)):
+            elements = [total, writer.constant(f"{name}_{t}", index)]
+            picked = writer.node("Gather", elements, f"{name}_{t}_values", axis=axis)
+            factor = writer.constant(f"{name}_{t}_weights", weight)
+            parts.append(writer.node("Mul", [picked, factor], f"{name}_{t}_products"))
+        total = reduce(lambda a, b: writer.node("Add", [a, b], f"{b}_sum"), parts)
     requantize(writer, total, resize.requantize, resize.output)
