@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -288,7 +289,7 @@ def test_a_root_mean_square_norm_is_written_out(axis: int, tmp_path: Path) -> No
     assert "RMSNormalization" not in {node.op_type for node in graph.model.graph.node}
 
 
-def attention_model(rank: int, mask: bool = False, keys: int = 2, **settings: float) -> onnx.ModelProto:
+def attention_model(rank: int, mask: str = "", keys: int = 2, **settings: float) -> onnx.ModelProto:
     """Queries, keys and values of 5 tokens of 12 numbers, 2 heads of 6, into an Attention, and a MatMul behind it."""
     g = models.GraphBuilder()
 
@@ -302,7 +303,8 @@ def attention_model(rank: int, mask: bool = False, keys: int = 2, **settings: fl
 
     inputs = [projected("q", 2), projected("k", keys), projected("v", keys)]
     if mask:
-        inputs.append(g.constant(g.random.standard_normal((5, 5)).astype(np.float32), "mask"))
+        values = g.random.standard_normal((5, 5)).astype(np.float32)
+        inputs.append(g.constant(values > -1 if mask == "bool" else values, "mask"))
     if rank == 3:
         settings |= {"q_num_heads": 2, "kv_num_heads": keys}
     y = g.node("Attention", inputs, "attention", **settings)
@@ -314,9 +316,9 @@ def attention_model(rank: int, mask: bool = False, keys: int = 2, **settings: fl
 
 
 @OPSET_23
-@pytest.mark.parametrize("settings", [{}, {"scale": 0.2}])
+@pytest.mark.parametrize("settings", [{}, {"scale": 0.2}, {"mask": "float", "scale": 0.2}])
 @pytest.mark.parametrize("rank", [3, 4])
-def test_an_attention_node_is_written_out(rank: int, settings: dict[str, float], tmp_path: Path) -> None:
+def test_an_attention_node_is_written_out(rank: int, settings: dict[str, Any], tmp_path: Path) -> None:
     path = models.save(attention_model(rank, **settings), tmp_path / "m.onnx")
     graph = prepare(path)
     assert_equivalent(path, graph)
@@ -327,8 +329,8 @@ def test_an_attention_node_is_written_out(rank: int, settings: dict[str, float],
 
 
 @OPSET_23
-@pytest.mark.parametrize("settings", [{"is_causal": 1}, {"softcap": 2.0}, {"mask": True}, {"keys": 1}])
-def test_an_attention_node_of_another_kind_stays(settings: dict[str, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{"is_causal": 1}, {"softcap": 2.0}, {"mask": "bool"}, {"keys": 1}])
+def test_an_attention_node_of_another_kind_stays(settings: dict[str, Any], tmp_path: Path) -> None:
     path = models.save(attention_model(4, **settings), tmp_path / "m.onnx")
     graph = prepare(path)
     assert_equivalent(path, graph)

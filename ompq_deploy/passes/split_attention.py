@@ -1,9 +1,9 @@
 """Write the operator Attention (opset 23) as matrix products and a Softmax, as exporters did before it.
 
-    Y = Softmax(s Q K^T) V        s the attribute `scale`, 1 / sqrt(E) where there is none
+    Y = Softmax(s Q K^T + A) V        s the attribute `scale`, 1 / sqrt(E) where there is none; A the mask, if any
 
-Q is (B, H, L, E), K and V (B, H, S, E); or (B, L, H E) and (B, S, H E), the heads told by attributes. Nodes with a
-mask, a cache, a soft cap, or fewer heads in K than in Q are left as they are.
+Q is (B, H, L, E), K and V (B, H, S, E); or (B, L, H E) and (B, S, H E), the heads told by attributes. Nodes with
+another mask than a constant that is added, a cache, a soft cap, or fewer heads in K than in Q are left as they are.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ KEYS_LAST = [0, 1, 3, 2]
 
 class _Attention(pattern.RewriteRuleClassBase):
     def pattern(self, op, q, k, v):  # type: ignore[no-untyped-def]
-        """The node to replace: without mask and cache, with any settings."""
+        """The node to replace: without cache, with any settings."""
         return op.Attention(q, k, v, _allow_other_attributes=True, _outputs=["y"])
 
-    def check(self, context, q, k, v, y):  # type: ignore[no-untyped-def]
+    def check(self, context, q, k, v, y, mask=None):  # type: ignore[no-untyped-def]
         """Whether it is the formula above, all sizes that it takes known."""
         result = pattern.MatchResult()
         settings = y.producer().attributes
@@ -35,7 +35,7 @@ class _Attention(pattern.RewriteRuleClassBase):
             return result.fail("its heads differ, or sizes are not known", y)
         return result
 
-    def rewrite(self, op, q, k, v, y):  # type: ignore[no-untyped-def]
+    def rewrite(self, op, q, k, v, y, mask=None):  # type: ignore[no-untyped-def]
         """The formula."""
         settings = y.producer().attributes
         heads, flat = _heads(q, settings, "q_num_heads"), len(q.shape) == 3
@@ -45,10 +45,25 @@ class _Attention(pattern.RewriteRuleClassBase):
             apart = op.Constant(value_ints=[0, 0, heads, -1])
             q, k, v = (op.Transpose(op.Reshape(x, apart), perm=HEADS_FIRST) for x in (q, k, v))
         scores = op.MatMul(op.Mul(q, op.Constant(value_float=scale)), op.Transpose(k, perm=KEYS_LAST))
+        if mask is not None:
+            scores = op.Add(scores, mask)
         result = op.MatMul(op.Softmax(scores, axis=-1), v)
         if flat:
             result = op.Reshape(op.Transpose(result, perm=HEADS_FIRST), op.Constant(value_ints=[0, 0, -1]))
         return result
+
+
+class _Masked(_Attention):
+    def pattern(self, op, q, k, v, mask):  # type: ignore[no-untyped-def, override]
+        """The same with a mask, such as the bias of relative positions."""
+        return op.Attention(q, k, v, mask, _allow_other_attributes=True, _outputs=["y"])
+
+    def check(self, context, q, k, v, y, mask=None):  # type: ignore[no-untyped-def]
+        """Whether the mask is a constant that is added, too."""
+        values = ir.convenience.get_const_tensor(mask)
+        if values is None or values.dtype != ir.DataType.FLOAT:
+            return pattern.MatchResult().fail("its mask is not constant, or not added", y)
+        return super().check(context, q, k, v, y)
 
 
 def _heads(x: ir.Value, settings: Mapping[str, ir.Attr], name: str) -> int | None:
@@ -66,4 +81,4 @@ def _number(settings: Mapping[str, ir.Attr], name: str) -> float:
 
 def split_attention(model: ir.Model) -> bool:
     """Rewrite in place; True if anything changed."""
-    return rewriter.RewriteRuleSet([_Attention.rule()]).apply_to_model(model) > 0
+    return rewriter.RewriteRuleSet([_Attention.rule(), _Masked.rule()]).apply_to_model(model) > 0
