@@ -13,22 +13,23 @@ from ompq_deploy.contest import Contest, Refine, captured_rows, folds, hold_cont
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, round_weights, score
-from ompq_deploy.quantize import largest_activation, quantize
+from ompq_deploy.quantize import quantize
 from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.runner import run_model, select
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Stopwatch
 
-FINALISTS = {"default": 2, "extensive": len(CONTESTANTS)}
-"""Plans refined beside that of `kl-refined` before one is chosen, by effort. On MobileNetV2 each takes 12 seconds."""
-SMALL = 2**24
-"""Numbers of the largest activation over all samples, up to which `default` can afford what `extensive` always does: to
-refine every plan four times, and to let `kl` take part beside `kl-refined`."""
+REFINING = ("default", "extensive")
+FINALISTS = 2
+"""Plans that `default` refines beside that of `kl-refined` before one is chosen; 1 where it cannot be thorough."""
+SMALL = 4e9
+"""Multiply-accumulates over all samples up to which `default` can afford what `extensive` always does: to refine every
+plan four times, and to let `kl` take part beside `kl-refined`."""
 
 
 def refines(settings: PlanSettings) -> bool:
     """Whether the contest compares refined networks: those of the run are."""
-    return settings.metric.name == "auto" and settings.quantize.effort in FINALISTS
+    return settings.metric.name == "auto" and settings.quantize.effort in REFINING
 
 
 def choose_plan(
@@ -78,7 +79,8 @@ def choose_plan(
 
 
 def _thorough(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> bool:
-    return settings.quantize.effort == "extensive" or largest_activation(graph) * len(samples) <= SMALL
+    work = len(samples) * sum(layer.macs for layer in graph.layers)
+    return settings.quantize.effort == "extensive" or work <= SMALL
 
 
 def _contestants(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> list[str]:
@@ -90,8 +92,8 @@ def _contestants(graph: PreparedGraph, samples: Samples, settings: PlanSettings)
 
 def _refinement(graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings) -> Refine:
     """The contest's `refine`: closed form, without copies of the images, whatever more there is to the run."""
-    names = QdqNames(graph)
-    places = folds(len(samples), every=_thorough(graph, samples, settings))
+    names, thorough = QdqNames(graph), _thorough(graph, samples, settings)
+    places = folds(len(samples), every=thorough)
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
     rounding = replace(settings.quantize, effort="default", augment="none")
 
@@ -106,9 +108,10 @@ def _refinement(graph: PreparedGraph, samples: Samples, captured: Capture, setti
             found.append(run_model(qdq_model(quantized), wanted, unseen, graph.batch, settings.threads))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
+    finalists = len(CONTESTANTS) if settings.quantize.effort == "extensive" else FINALISTS if thorough else 1
     return Refine(
         samples=select(samples, np.concatenate([unseen for _, unseen in places])),
         outputs=outputs,
-        finalists=FINALISTS[settings.quantize.effort],
+        finalists=finalists,
         seeded=(REFINED,),
     )

@@ -151,7 +151,7 @@ def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
 
     monkeypatch.setattr(choice, "quantize", refining)
     monkeypatch.setattr(choice, "run_model", judging)
-    monkeypatch.setattr(choice, "SMALL", 2**24 if small else 0)
+    monkeypatch.setattr(choice, "SMALL", 4e9 if small else 0)
     found = {}
     for effort in ("quick", "default"):
         settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
