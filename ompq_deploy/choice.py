@@ -41,29 +41,15 @@ def choose_plan(
     watch: Stopwatch,
 ) -> tuple[BitPlan, Contest | None, str]:
     """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
-    refined = partial(refined_rounding, graph, bits=settings.widths, seed=settings.seed, threads=settings.threads)
     if settings.metric.name != "auto":
         with watch.stage("score"):
-            rounding = round_weights(graph, settings.widths)
-            evidence = Evidence(
-                graph=graph, rounding=rounding, samples=samples, capture=captured,
-                refined=refined, threads=settings.threads,
-            )  # fmt: skip
-            scores = score(evidence, settings.metric)
+            scores = score(_evidence(graph, samples, captured, settings), settings.metric)
         with watch.stage("solve"):
             return solve(scores), None, scores.note
     parts = split(samples)
     inner = Stopwatch()
     with watch.stage("contest"):
-        rounding = round_weights(graph, settings.widths)
-        evidence = Evidence(
-            graph=graph,
-            rounding=rounding,
-            samples=parts.scored,
-            capture=captured_rows(captured, parts.scored_rows),
-            refined=refined,
-            threads=settings.threads,
-        )
+        evidence = _evidence(graph, parts.scored, captured_rows(captured, parts.scored_rows), settings)
 
         def plan_under(metric: str) -> BitPlan:
             with inner.stage("score"):
@@ -71,9 +57,15 @@ def choose_plan(
             with inner.stage("solve"):
                 return solve(scores)
 
-        refine = _refinement(graph, samples, captured, settings) if refines(settings) else None
-        metrics = _contestants(graph, samples, settings)
-        contest = hold_contest(graph, plan_under, metrics, parts, rounding, refine=refine, threads=settings.threads)
+        left_out, refine = REFINED, None
+        if refines(settings):
+            thorough = _thorough(graph, samples, settings)
+            left_out = "" if thorough else "kl"
+            refine = _refinement(graph, samples, captured, settings, thorough)
+        contest = hold_contest(
+            graph, plan_under, [metric for metric in CONTESTANTS if metric != left_out], parts, evidence.rounding,
+            refine=refine, threads=settings.threads,
+        )  # fmt: skip
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
 
@@ -83,16 +75,22 @@ def _thorough(graph: PreparedGraph, samples: Samples, settings: PlanSettings) ->
     return settings.quantize.effort == "extensive" or work <= SMALL
 
 
-def _contestants(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> list[str]:
-    left_out = REFINED
-    if refines(settings):
-        left_out = "" if _thorough(graph, samples, settings) else "kl"
-    return [metric for metric in CONTESTANTS if metric != left_out]
+def _evidence(graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings) -> Evidence:
+    return Evidence(
+        graph=graph,
+        rounding=round_weights(graph, settings.widths),
+        samples=samples,
+        capture=captured,
+        refined=partial(refined_rounding, graph, bits=settings.widths, seed=settings.seed, threads=settings.threads),
+        threads=settings.threads,
+    )
 
 
-def _refinement(graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings) -> Refine:
+def _refinement(
+    graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings, thorough: bool
+) -> Refine:
     """The contest's `refine`: closed form, without copies of the images, whatever more there is to the run."""
-    names, thorough = QdqNames(graph), _thorough(graph, samples, settings)
+    names = QdqNames(graph)
     places = folds(len(samples), every=thorough)
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
     rounding = replace(settings.quantize, effort="default", augment="none")

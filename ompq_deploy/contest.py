@@ -63,7 +63,7 @@ class Refine:
 
     samples: Samples
     outputs: Callable[[BitPlan, Sequence[str]], Sequence[Float32]]
-    finalists: int = 3
+    finalists: int
     seeded: Sequence[str] = ()
 
 

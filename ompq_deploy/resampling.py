@@ -24,7 +24,6 @@ from ompq_deploy.artifacts import Float64
 
 Coordinates = Callable[[Float64, float, int, int], Float64]
 """From output elements, the scale and the two lengths to input coordinates."""
-Kernel = Callable[[Float64], Float64]
 
 TRANSFORMS: dict[str, Coordinates] = {
     "asymmetric": lambda i, scale, size, length: i / scale,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64, PreparedGraph
 from ompq_deploy.numerics import along_axis
@@ -44,10 +45,17 @@ def round_weights(graph: PreparedGraph, bits: Sequence[int], *, steps: int = SCA
     weights = graph.layer_weights()
     errors = {}
     for layer in graph.layers:
-        weight = weights[layer.name]
-        errors[layer.name] = np.empty((len(bits), *weight.shape), np.float32)
-        for column, width in enumerate(bits):
-            codes, scale = quantize_weight(weight, width, layer.channel_axis, steps=steps)
-            scaled = codes * along_axis(scale, weight.ndim, layer.channel_axis)
-            np.subtract(scaled, weight, out=errors[layer.name][column])
+        weight, axis = weights[layer.name], layer.channel_axis
+        nearest = (quantize_weight(weight, width, axis, steps=steps) for width in bits)
+        errors[layer.name] = rounding_errors(weight, nearest, len(bits), axis)
     return Rounding(bits=tuple(bits), weights=weights, errors=errors)
+
+
+def rounding_errors(
+    weight: Float32, rounded: Iterable[tuple[NDArray[np.int8], Float32]], count: int, channel_axis: int
+) -> Float32:
+    """s q - w, float32 (B, *shape), for `count` pairs of codes and scales per channel."""
+    errors = np.empty((count, *weight.shape), np.float32)
+    for error, (codes, scale) in zip(errors, rounded, strict=True):
+        np.subtract(codes * along_axis(scale, weight.ndim, channel_axis), weight, out=error)
+    return errors

@@ -102,7 +102,7 @@ def quantize(
     else:
         refinement = RefineSettings(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
-            copies=copies_for(len(samples), largest_activation(graph), ROWS, MOST_NUMBERS[settings.effort]),
+            copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS[settings.effort]),
         )  # fmt: skip
         layers = refine(graph, samples, plan.bits(), grids, refinement)
     quantized = QuantizedGraph(
@@ -134,7 +134,7 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
         require_torch("--effort extensive", "choose --effort default")
 
 
-def largest_activation(graph: PreparedGraph) -> int:
+def _largest_activation(graph: PreparedGraph) -> int:
     """Numbers per sample in the largest activation."""
     return max(map(GraphIndex(graph.model).numbers, graph.activations))
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.numerics import along_axis
+from ompq_deploy.metrics.rounding import Rounding, rounding_errors
 from ompq_deploy.quantize.biases import float_biases
 from ompq_deploy.quantize.covariance import Moments
 from ompq_deploy.quantize.refine import RefineSettings, measure, rounding_problem
@@ -43,8 +42,5 @@ def refined_rounding(
         weight, anything = weights[layer.name], np.zeros(layer.channels, np.float32)
         biases = float_biases(index, layer)
         problem = rounding_problem(layer, weight, reduce(Moments.merged, halves), halves, biases, settings)
-        errors[layer.name] = np.empty((len(bits), *weight.shape), np.float32)
-        for column, (codes, scale) in enumerate(problem.codes(bits, anything)):
-            values = codes * along_axis(scale, weight.ndim, layer.channel_axis)
-            np.subtract(values, weight, out=errors[layer.name][column])
+        errors[layer.name] = rounding_errors(weight, problem.codes(bits, anything), len(bits), layer.channel_axis)
     return Rounding(bits=tuple(bits), weights=weights, errors=errors)

@@ -298,7 +298,7 @@ class IntegerInterpolation:
     """Linear or cubic resizing: along each of `axes` in turn, acc[i] = sum_t weights[t, i] * x[indices[t, i]].
 
     Per axis, `indices` are (T, length), and `weights` too, with an axis of 1 for every further one of x; the weights of
-    an element sum to 2^bits.
+    every element sum to the same power of two, which `requantize` divides by.
     """
 
     name: str
@@ -307,7 +307,6 @@ class IntegerInterpolation:
     axes: tuple[int, ...]
     indices: tuple[Int64, ...]
     weights: tuple[Int64, ...]
-    bits: int
     requantize: Requantize
 
 

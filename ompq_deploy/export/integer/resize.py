@@ -67,7 +67,6 @@ def _interpolation(scope: Scope, group: Group, axes: Mapping[int, Taps]) -> Inte
         axes=tuple(axes),
         indices=tuple(taps.index for taps in axes.values()),
         weights=tuple(w.reshape(*w.shape, *[1] * (rank - axis - 1)) for w, axis in zip(weights, axes, strict=True)),
-        bits=bits,
         requantize=requantize(
             group.head.name,
             math.ldexp(grid.scale / out.scale, -bits * len(axes)),
