@@ -19,17 +19,16 @@ from ompq_deploy.runner import run_model, select
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Stopwatch
 
-REFINING = ("default", "extensive")
-FINALISTS = 2
-"""Plans that `default` refines beside that of `kl-refined` before one is chosen; 1 where it cannot be thorough."""
+FINALISTS = {"default": 2, "extensive": len(CONTESTANTS)}
+"""Plans refined beside that of `kl-refined` before one is chosen, on small networks; on others it is one."""
 SMALL = 4e9
-"""Multiply-accumulates over all samples up to which `default` can afford what `extensive` always does: to refine every
-plan four times, and to let `kl` take part beside `kl-refined`."""
+"""Multiply-accumulates over all samples up to which every plan is refined four times, and `kl` takes part beside
+`kl-refined`. Larger networks cannot afford that in the two minutes of `default`."""
 
 
 def refines(settings: PlanSettings) -> bool:
     """Whether the contest compares refined networks: those of the run are."""
-    return settings.metric.name == "auto" and settings.quantize.effort in REFINING
+    return settings.metric.name == "auto" and settings.quantize.effort in FINALISTS
 
 
 def choose_plan(
@@ -59,7 +58,7 @@ def choose_plan(
 
         left_out, refine = REFINED, None
         if refines(settings):
-            thorough = _thorough(graph, samples, settings)
+            thorough = len(samples) * sum(layer.macs for layer in graph.layers) <= SMALL
             left_out = "" if thorough else "kl"
             refine = _refinement(graph, samples, captured, settings, thorough)
         contest = hold_contest(
@@ -68,11 +67,6 @@ def choose_plan(
         )  # fmt: skip
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
-
-
-def _thorough(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> bool:
-    work = len(samples) * sum(layer.macs for layer in graph.layers)
-    return settings.quantize.effort == "extensive" or work <= SMALL
 
 
 def _evidence(graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings) -> Evidence:
@@ -106,7 +100,7 @@ def _refinement(
             found.append(run_model(qdq_model(quantized), wanted, unseen, graph.batch, settings.threads))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    finalists = len(CONTESTANTS) if settings.quantize.effort == "extensive" else FINALISTS if thorough else 1
+    finalists = FINALISTS[settings.quantize.effort] if thorough else 1
     return Refine(
         samples=select(samples, np.concatenate([unseen for _, unseen in places])),
         outputs=outputs,

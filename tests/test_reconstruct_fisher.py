@@ -1,4 +1,4 @@
-"""The weights of a block's loss are the diagonal of its Fisher information, 1 on average."""
+"""Weights of a block's loss and of a layer's positions are the diagonal of the Fisher information, 1 on average."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
-from ompq_deploy.heads import Head, Heads
+from ompq_deploy.head_search import find_heads
+from ompq_deploy.heads import SOFTENED, Head, Heads
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize.reconstruct.blocks import find_blocks
 from tests import models
@@ -48,12 +49,26 @@ def _jacobian(graph: PreparedGraph, feeds: dict[str, torch.Tensor]) -> tuple[tor
     return z.detach(), torch.stack(rows)
 
 
+def _exact_positions(graph: PreparedGraph, samples: Samples, tensor: str) -> np.ndarray:
+    """sum_c p_c (d ln p_c)^2 in every position of a tensor inside, summed over its channels."""
+    tracked = {tensor: lambda x: x.requires_grad_()}
+    (output,) = graph.output_names
+    values = TorchGraph(graph)(_feeds(samples), hooks=tracked, outputs=[tensor, output])
+    y, z = values[tensor], values[output]
+    log_p = torch.log_softmax(z / SOFTENED, dim=1)
+    total = torch.zeros(y.shape)
+    for c in range(z.shape[1]):
+        (gradient,) = torch.autograd.grad(log_p[:, c].sum(), y, retain_graph=True)
+        total += log_p[:, c].detach().exp().reshape([-1] + [1] * (y.ndim - 1)) * gradient.square()
+    return total.sum(dim=1).reshape(len(y), -1).numpy()
+
+
 def test_a_classifier(known: tuple[PreparedGraph, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
     """F = sum_c p_c (d ln p_c)^2."""
     graph, feeds = known
     monkeypatch.setattr(fisher, "DRAWS", 600)
     z, jacobian = _jacobian(graph, feeds)
-    p = torch.softmax(z, dim=1)
+    p = torch.softmax(z / SOFTENED, dim=1)
     scores = jacobian - torch.einsum("nc,cne->ne", p, jacobian)
     exact = torch.einsum("nc,cne->ne", p, scores.square())
     found = _weights(graph, Heads(classifier=True, tensors=tuple(graph.output_names)), feeds, None).flatten(1)
@@ -90,3 +105,31 @@ def test_a_network_that_reads_nothing_of_the_block(known: tuple[PreparedGraph, d
     heads = Heads(classifier=True, tensors=tuple(graph.output_names))
     (found,) = fisher.fisher_weights(network, heads, dead, [name], None, torch.Generator()).values()
     assert (found == 1).all()
+
+
+def test_positions_weigh_by_the_root_of_their_channels_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = prepare(models.save(models.residual_network(), tmp_path / "model.onnx"))
+    monkeypatch.setattr(fisher, "POSITION_DRAWS", 600)
+    samples = smooth_samples(graph, COUNT)
+    found = fisher.position_weights(graph, find_heads(graph, samples), samples, 0)
+    assert set(found) == {node for layer in graph.layers for node in layer.nodes}
+    for weights in found.values():
+        assert len(weights) == COUNT
+        assert weights.mean() == pytest.approx(1, abs=1e-5)
+    tensors = {node.name: node.output[0] for node in graph.model.graph.node}
+    for node in ("depthwise", "main2", "fc"):
+        exact = _exact_positions(graph, samples, tensors[node])
+        np.testing.assert_allclose(found[node], np.sqrt(exact) / np.sqrt(exact).mean(), rtol=0.2, atol=0.03)
+
+
+def test_a_layer_that_leads_nowhere_has_no_weights(tmp_path: Path) -> None:
+    g = models.GraphBuilder(1)
+    dead = g.conv("x", "dead", 3, 4)
+    zero = g.node("Mul", [dead, g.constant(np.zeros(1, np.float32), "zero")], "off")
+    pooled = g.node("Flatten", [g.node("GlobalAveragePool", [g.conv(zero, "next", 4, 4)], "pool")], "flatten")
+    model = g.model(["N", 3, 6, 6], g.gemm(pooled, "fc", 4, 5), ["N", 5])
+    graph = prepare(models.save(model, tmp_path / "m.onnx"))
+    samples = smooth_samples(graph, COUNT)
+    found = fisher.position_weights(graph, find_heads(graph, samples), samples, 0)
+    assert "dead" not in found
+    assert {"fc", "next"} <= set(found)

@@ -21,7 +21,7 @@ from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.numerics import signed_range
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.prepare import prepare
-from ompq_deploy.quantize import MOST_NUMBERS, QuantizeSettings, columns, quantize
+from ompq_deploy.quantize import QuantizeSettings, columns, quantize
 from ompq_deploy.quantize.activations import activation_grids, symmetric_grid
 from ompq_deploy.quantize.covariance import Accumulator
 from ompq_deploy.quantize.gptq import damped, second_order_codes
@@ -151,7 +151,9 @@ def test_images_are_refined_with_copies_unless_told_otherwise(tmp_path: Path, mo
     graph, samples, captured = prepared(models.residual_network(), tmp_path)
     asked: list[tuple[int, str]] = []
 
-    def noted(graph: PreparedGraph, samples: Samples, bits: object, grids: object, settings: RefineSettings) -> object:
+    def noted(
+        graph: PreparedGraph, samples: Samples, bits: object, grids: object, settings: RefineSettings, weigh: object
+    ) -> object:
         asked.append((settings.copies, settings.augment))
         return refine(graph, samples, {q.name: 4 for q in graph.layers}, captured_grids, settings)
 
@@ -165,7 +167,7 @@ def test_images_are_refined_with_copies_unless_told_otherwise(tmp_path: Path, mo
             QuantizeSettings(augment=augment),
             samples=replace(samples, layout=layout),
         )
-    monkeypatch.setitem(MOST_NUMBERS, "default", 3 * COUNT * 8 * 16 * 16)
+    monkeypatch.setattr("ompq_deploy.quantize.MOST_NUMBERS", 3 * COUNT * 8 * 16 * 16)
     quantize(graph, captured, uniform_plan(graph, 4), samples=replace(samples, layout="NCHW"))
     assert asked == [(8, "flip+crop"), (8, "flip"), (8, "none"), (3, "flip+crop")]
 
@@ -286,6 +288,13 @@ def test_moments_of_large_and_constant_inputs() -> None:
     np.testing.assert_allclose(moments.input_mean, x.mean(axis=2), rtol=1e-6)
     np.testing.assert_allclose(moments.hessian[0], np.cov(x[0], bias=True), atol=1e-3)
     np.testing.assert_allclose(moments.cross[0], np.cov(x[0], y[0], bias=True)[:6, 6:], atol=1e-3)
+    counts = random.integers(0, 4, 3000)
+    weighted, repeated = Accumulator(), Accumulator()
+    weighted.add(x.astype(np.float32), y.astype(np.float32), counts.astype(np.float32))
+    repeated.add(np.repeat(x, counts, axis=2).astype(np.float32), np.repeat(y, counts, axis=2).astype(np.float32))
+    for name in ("hessian", "cross", "input_mean", "output_mean"):
+        np.testing.assert_allclose(getattr(weighted.moments(), name), getattr(repeated.moments(), name), atol=1e-2)
+    assert weighted.moments().count == counts.sum()
     parts = []
     for part in (np.arange(700), np.arange(700, 3000)):
         sums = Accumulator()

@@ -15,6 +15,7 @@ from torch import Tensor
 from ompq_deploy.augment import Draws, augmented_feeds, draw
 from ompq_deploy.finetune.data import Int64, TrainingData, batch_places
 from ompq_deploy.finetune.distributed import World
+from ompq_deploy.torch_graph.graph import on_device
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -75,7 +76,7 @@ class Batches:
         if draws is not None and self.data.layout is not None and self.augment != "none":
             feeds = augmented_feeds(feeds, self.data.layout, draws.rows(rows), self.augment)
         return Batch(
-            feeds={name: _on(torch.from_numpy(array), self.world.device) for name, array in feeds.items()},
+            feeds={name: on_device(array, self.world.device) for name, array in feeds.items()},
             labels=None if labels is None else torch.from_numpy(labels).to(self.world.device),
             whole=len(places),
         )
@@ -95,10 +96,3 @@ def ahead(make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _on(x: Tensor, device: torch.device) -> Tensor:
-    """On the device, images with the channels innermost, as convolutions like them."""
-    if x.ndim == 4:
-        return x.to(device, memory_format=torch.channels_last)
-    return x.to(device)

@@ -30,7 +30,7 @@ from ompq_deploy.quantize.bias_correction import mean_output_error
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
-from ompq_deploy.quantize.refine import RefineSettings, refine
+from ompq_deploy.quantize.refine import RefineSettings, Weigh, refine
 from ompq_deploy.timing import Listener
 from ompq_deploy.torch_graph import require_torch
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
@@ -38,13 +38,14 @@ from ompq_deploy.wide_grids import wide_grids
 
 EFFORTS = ("quick", "default", "extensive")
 """quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`);
-extensive learns on from there, block by block (`reconstruct/`, needs torch)."""
+extensive weights that error by what it does to the network's outputs, and learns on from there, block by block
+(`reconstruct/`, needs torch)."""
 
 OUTPUT = "output"
 ROWS = 512
-MOST_NUMBERS = {"default": 160_000_000, "extensive": 2**29}
-"""Images are repeated until they are ROWS, or the largest tensor takes so many numbers over all of them. By default
-MobileNetV2 comes to 128 images, which keeps the whole run within two minutes on two cores."""
+MOST_NUMBERS = 160_000_000
+"""Images are repeated until they are ROWS, or the largest tensor takes so many numbers over all of them. MobileNetV2
+comes to 128 images, which keeps a run of `default` within two minutes on two cores; 512 left more KL at 1.5 MiB."""
 
 CALIBRATION_METHODS = (*METHODS, OUTPUT)
 
@@ -102,9 +103,10 @@ def quantize(
     else:
         refinement = RefineSettings(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
-            copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS[settings.effort]),
+            copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS),
         )  # fmt: skip
-        layers = refine(graph, samples, plan.bits(), grids, refinement)
+        weigh = _by_output(graph, samples, seed, threads) if settings.effort == "extensive" else None
+        layers = refine(graph, samples, plan.bits(), grids, refinement, weigh)
     quantized = QuantizedGraph(
         graph=graph,
         layers=layers,
@@ -132,6 +134,14 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
         )
     if settings.effort == "extensive":
         require_torch("--effort extensive", "choose --effort default")
+
+
+def _by_output(graph: PreparedGraph, samples: Samples, seed: int, threads: int) -> Weigh:
+    from ompq_deploy.head_search import find_heads
+    from ompq_deploy.quantize.reconstruct.fisher import position_weights
+
+    heads = find_heads(graph, samples, threads)
+    return lambda rows: position_weights(graph, heads, rows, seed)
 
 
 def _largest_activation(graph: PreparedGraph) -> int:

@@ -5,7 +5,8 @@
 X are the inputs that the quantized network would feed the layer, Y what the float layer returned for the same
 samples, both at positions of the output feature map drawn at random with a fixed seed: neighbouring positions tell
 much the same, and all of a large map would only cost time. Around the means, because with a free bias the mean is not
-the weight's business. Sums are taken around the first batch's means, so that they do not cancel.
+the weight's business. Sums are taken around the first batch's means, so that they do not cancel. Positions count the
+same, or as weights of mean 1 say.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ompq_deploy.artifacts import Float64
+from ompq_deploy.artifacts import Float32, Float64
 
 MAX_POSITIONS = 16384
 """Positions used of all samples together."""
@@ -25,10 +26,10 @@ ROUNDOFF = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """`hessian` (G, K, K), `cross` (G, K, R), `input_mean` (G, K) and `output_mean` (G, R), all float64, of `count`
-    positions."""
+    """`hessian` (G, K, K), `cross` (G, K, R), `input_mean` (G, K) and `output_mean` (G, R), all float64; `count` sums
+    up the weights of the positions."""
 
-    count: int
+    count: float
     hessian: Float64
     cross: Float64
     input_mean: Float64
@@ -63,29 +64,30 @@ class Accumulator:
     """Adds up the moments of one layer."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._count = 0.0
         self._sums: list[Float64] = []
         self._around: list[NDArray[np.float32]] = []
 
     def __bool__(self) -> bool:
         return bool(self._sums)
 
-    def add(self, inputs: NDArray[np.float32], outputs: NDArray[np.float32]) -> None:
-        """One batch: inputs (G, K, P), outputs (G, R, P)."""
+    def add(self, inputs: NDArray[np.float32], outputs: NDArray[np.float32], weights: Float32 | None = None) -> None:
+        """One batch: inputs (G, K, P), outputs (G, R, P), weights (P,), each 1 where there are none."""
         if not self._around:
             self._around = [inputs.mean(axis=2, keepdims=True), outputs.mean(axis=2, keepdims=True)]
         x, y = inputs - self._around[0], outputs - self._around[1]
+        weighted_x, weighted_y = (x, y) if weights is None else (x * weights, y * weights)
         sums = [
-            x @ x.swapaxes(1, 2),
-            x @ y.swapaxes(1, 2),
-            x.sum(axis=2, dtype=np.float64),
-            y.sum(axis=2, dtype=np.float64),
+            weighted_x @ x.swapaxes(1, 2),
+            weighted_x @ y.swapaxes(1, 2),
+            weighted_x.sum(axis=2, dtype=np.float64),
+            weighted_y.sum(axis=2, dtype=np.float64),
         ]
         if not self._sums:
             self._sums = [np.zeros(s.shape) for s in sums]
         for total, s in zip(self._sums, sums, strict=True):
             total += s
-        self._count += inputs.shape[2]
+        self._count += inputs.shape[2] if weights is None else float(weights.sum(dtype=np.float64))
 
     def moments(self) -> Moments:
         hessian, cross, dx, dy = (s / self._count for s in self._sums)

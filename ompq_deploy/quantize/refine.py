@@ -7,12 +7,13 @@ Two streams walk through the graph side by side, the float one and the quantized
 
 (`gptq.py`, with the covariance of X' shrunk as `shrinkage.py` says), then the quantized stream goes on with s Q and b.
 The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift. Few images
-are repeated, flipped and shifted: that fills covariances where the feature map is small.
+are repeated, flipped and shifted: that fills covariances where the feature map is small. `--effort extensive` weights
+positions of the output by what they matter to the network's (`reconstruct/fisher.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -37,6 +38,8 @@ DAMPING = 0.01
 TARGET_DAMPING = 1.0
 """More than in H, because W' is fitted and would follow the calibration samples."""
 
+Weigh = Callable[[Samples], Mapping[str, Float32]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefineSettings:
@@ -56,12 +59,18 @@ def refine(
     bits: Mapping[str, int],
     grids: Mapping[str, Grid],
     settings: RefineSettings,
+    weigh: Weigh | None = None,
 ) -> tuple[QuantizedLayer, ...]:
-    """The layers of `graph` at the widths `bits`, on the activation grids `grids`."""
+    """The layers of `graph` at the widths `bits`, on the activation grids `grids`.
+
+    `weigh`, of all samples and copies, gives by node how much the positions of its output count, float32 (rows,
+    positions) of mean 1; they count the same in nodes that it leaves out.
+    """
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
     rows = with_copies(samples, settings.copies, settings.seed, settings.augment)
+    weights_of = weigh(rows) if weigh else {}
     exact, quantized = (Stream(graph, rows, simulated, settings.threads) for simulated in ({}, grids))
     done: dict[str, QuantizedLayer] = {}
     for piece in pieces(graph):
@@ -71,7 +80,7 @@ def refine(
             quantized.step()
             continue
         node = piece[0]
-        halves = measure(exact, quantized, layer, node, grids, len(samples), settings.seed)
+        halves = measure(exact, quantized, layer, node, grids, len(samples), settings.seed, weights_of.get(node.name))
         moments = reduce(Moments.merged, halves)
         q = done.get(layer.name)
         if q is None:
@@ -95,9 +104,10 @@ def measure(
     grids: Mapping[str, Grid],
     samples: int,
     seed: int,
+    weights: Float32 | None = None,
 ) -> tuple[Moments, ...]:
     """Moments of a node's quantized inputs and float outputs, of even and odd samples where there are two, each with
-    its copies; takes the float stream one step further."""
+    its copies, the positions weighted by `weights`; takes the float stream one step further."""
     random = np.random.default_rng([seed, len(node.name), *node.name.encode()])
     grid = grids.get(node.input[0])
     zero = 0 if grid is None else grid.zero_point
@@ -106,16 +116,17 @@ def measure(
     def watch(batch: int, output: NDArray) -> None:
         share = MAX_POSITIONS // (len(quantized) * len(output))
         positions = draw_positions(columns.output_positions(layer, output), share, random)
-        sample = (quantized.first_row(batch) + np.arange(len(output))) % samples
+        place = quantized.first_row(batch) + np.arange(len(output))
         for parity, half in enumerate(sums):
-            rows = sample % 2 == parity
+            rows = place % samples % 2 == parity
             x, y = quantized.value(batch, node.input[0])[rows], output[rows]
             if len(y) == 0:
                 continue
             inputs = columns.input_columns(layer, node, x, y.shape[2:], positions, zero)
             if grid is not None:
                 inputs = (inputs.astype(np.float32) - zero) * np.float32(grid.scale)
-            half.add(inputs, columns.output_rows(layer, y, positions))
+            counts = None if weights is None else weights[place[rows]][:, positions].reshape(-1)
+            half.add(inputs, columns.output_rows(layer, y, positions), counts)
 
     exact.step(tap=node.output[0], watch=watch)
     return tuple(half.moments() for half in sums if half)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
@@ -16,6 +18,12 @@ from ompq_deploy.torch_graph import elementwise, movement, spatial
 Operator = Callable[..., "Tensor | Sequence[Tensor]"]
 
 OPERATORS: dict[str, Operator] = {**elementwise.OPERATORS, **movement.OPERATORS, **spatial.OPERATORS}
+
+
+def on_device(x: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy of an array on the device, images with the channels innermost, as convolutions like them."""
+    layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    return torch.from_numpy(x).to(device, memory_format=layout, copy=True)
 
 
 class TorchGraph:

@@ -26,7 +26,7 @@ class ReconstructSettings:
     `drop` is the share of activations left unrounded while learning (QDrop). Images are
     repeated, augmented as `augment` says, until they are `rows`. `biases` tells whether biases may move."""
 
-    iterations: int = 800
+    iterations: int = 400
     loss: str = "squared"
     drop: float = 0.5
     augment: str = "none"

@@ -10,7 +10,7 @@ from torch import Tensor
 from ompq_deploy.artifacts import Samples
 from ompq_deploy.quantize.reconstruct.blocks import Block
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph
-from ompq_deploy.torch_graph.graph import TorchGraph
+from ompq_deploy.torch_graph.graph import TorchGraph, on_device
 
 CHUNK = 16
 """Samples run at a time without gradients, where the batch axis is free."""
@@ -32,7 +32,7 @@ class Prefix:
         self.exact_network = TorchGraph(graph).to(device)
         self._last_read = {name: i for i, block in enumerate(blocks) for name in block.inputs}
         self._fixed = graph.batch
-        self._exact = {name: torch.from_numpy(x.copy()).to(device) for name, x in samples.inputs.items()}
+        self._exact = {name: on_device(x, device) for name, x in samples.inputs.items()}
         on_grid = {name: i for i, name in enumerate(network.activations)}
         with torch.no_grad():
             self._quantized = {
