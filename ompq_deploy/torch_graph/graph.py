@@ -20,6 +20,11 @@ Operator = Callable[..., "Tensor | Sequence[Tensor]"]
 OPERATORS: dict[str, Operator] = {**elementwise.OPERATORS, **movement.OPERATORS, **spatial.OPERATORS}
 
 
+def best_device() -> torch.device:
+    """A GPU where torch sees one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def on_device(x: NDArray[Any], device: torch.device) -> Tensor:
     """A copy of an array on the device, images with the channels innermost, as convolutions like them."""
     layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format

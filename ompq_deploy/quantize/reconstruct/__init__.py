@@ -1,4 +1,5 @@
-"""`--effort extensive`: the integers of `--effort default`, learned on, one block of the graph after the other.
+"""`--effort extensive`: the integers of the closed form, its errors weighted by what they do to
+the outputs (`fisher.py`), learned on, one block of the graph after the other.
 
 `blocks.py` cuts the graph, `adaround.py` holds the maths of rounding and `fisher.py` those of the weighted loss;
 `learn.py` improves one block, `prefix.py` carries the samples from block to block, and `walk.py` goes through them all.

@@ -23,7 +23,7 @@ from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.heads import SOFTENED, Heads
 from ompq_deploy.quantize.reconstruct.prefix import Tensors, in_chunks
-from ompq_deploy.torch_graph.graph import TorchGraph, on_device
+from ompq_deploy.torch_graph.graph import TorchGraph, best_device, on_device
 
 DRAWS = 4
 POSITION_DRAWS = 2
@@ -58,7 +58,7 @@ def position_weights(graph: PreparedGraph, heads: Heads, rows: Samples, seed: in
     root since it is an estimate, and without it few positions of few samples have it all (docs/maths.md). A node is
     left out where the samples are not axis 0 of its output, or where nothing behind depends on it.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     network = TorchGraph(graph).to(device)
     generator = torch.Generator(device).manual_seed(seed)
     index = GraphIndex(graph.model)

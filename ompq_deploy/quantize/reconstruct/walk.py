@@ -29,6 +29,7 @@ from ompq_deploy.quantize.reconstruct.learn import learn
 from ompq_deploy.quantize.reconstruct.prefix import Prefix, Tensors
 from ompq_deploy.timing import Listener
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph
+from ompq_deploy.torch_graph.graph import best_device
 
 BAR = 20
 """Characters of the progress bar."""
@@ -45,7 +46,7 @@ def walk(
     start: QuantizedGraph, samples: Samples, settings: ReconstructSettings, checkpoint: Path | None, tell: Listener
 ) -> QuantizedGraph:
     """`reconstruct`, with torch there."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     network = FakeQuantGraph(start).requires_grad_(False).to(device)
     blocks = find_blocks(start.graph)
     run = identity(start, samples, settings)
