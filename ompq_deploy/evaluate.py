@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from ompq_deploy.artifacts import Float32, Float64
 from ompq_deploy.errors import BadInput, GateFailed, OmpqError
 from ompq_deploy.runner import ORT_FAILURES
+from ompq_deploy.sessions import session_options, start
 
 SMALLEST_PROBABILITY = 1e-7
 SUM_TOLERANCE = 1e-3
-ERRORS_ONLY = 3
 
 
 class Data(Protocol):
@@ -173,12 +173,8 @@ def _log_probabilities(outputs: Float32, probabilities: bool) -> Float64:
 def _session(model: Path | onnx.ModelProto, threads: int, where: str) -> ort.InferenceSession:
     if isinstance(model, Path) and not model.is_file():
         raise BadInput("no such model file", where=where, fix="check the path of the .onnx file")
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    content = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return start(model, session_options(threads))
     except ORT_FAILURES as e:
         raise BadInput(f"onnxruntime cannot load the model: {e}", where=where, fix="export the model again") from e
 

@@ -12,11 +12,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from ompq_deploy import sessions
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
 
 BATCH = 16
-ERRORS_ONLY = 3
 ORT_FAILURES = (
     ort_errors.EPFail,
     ort_errors.Fail,
@@ -31,11 +31,9 @@ ORT_FAILURES = (
 
 def start(model: onnx.ModelProto, threads: int = 0) -> ort.InferenceSession:
     """A CPU session; `threads` 0 means one per core. Idle threads sleep: many sessions run after each other here."""
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads
+    options = sessions.session_options(threads)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return sessions.start(model, options)
 
 
 def run_samples(

@@ -16,11 +16,11 @@ from ompq_deploy.capture import capture
 from ompq_deploy.capture.histograms import BINS, LARGEST_SHARE, bin_counts, evenly
 from ompq_deploy.capture.instrument import bounds
 from ompq_deploy.capture.one_pass import exposed, one_pass_model
-from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.capture.stream import gram_matrix, groups_below, run_streamed
 from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.prepare import prepare
+from ompq_deploy.sessions import brief_options, start
 from tests import models
 
 TOLERANCE = 1e-5
@@ -44,7 +44,7 @@ def tensors(graph: PreparedGraph, samples: Samples, names: Iterable[str]) -> dic
     model.CopyFrom(graph.model)
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted)
-    session = start(model, session_options())
+    session = start(model, brief_options())
     runs = [session.run(wanted, dict(feed)) for feed in samples.batches(graph.batch or 1)]
     found = {name: np.concatenate([run[i] for run in runs]) for i, name in enumerate(wanted)}
     return {name: value.astype(np.float64) for name, value in (found | dict(samples.inputs)).items()}
@@ -178,7 +178,7 @@ def test_only_small_results_leave_the_session(graph: PreparedGraph) -> None:
     count = 12
     model = one_pass_model(*exposed(graph))
     widest = max(layer.channels for layer in graph.layers)
-    session = ort.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model.SerializeToString(), brief_options(), providers=["CPUExecutionProvider"])
     results = session.run(None, dict(random_samples(graph, count).inputs))
     assert len(results) == len(graph.layers) + 3 * len(graph.activations)
     assert max(result.size for result in results) <= count * max(count, widest)

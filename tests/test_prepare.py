@@ -214,6 +214,21 @@ def test_a_free_reshape_leaves_the_batch_free(tmp_path: Path) -> None:
     assert prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 5]), tmp_path / "m.onnx")).batch is None
 
 
+def test_what_is_looked_up_in_a_table_by_constants_is_a_constant(tmp_path: Path) -> None:
+    builder = models.GraphBuilder()
+    table = builder.constant(builder.random.standard_normal((169, 3)).astype(np.float32), "table")
+    places = builder.constant(builder.random.integers(0, 169, 100 * 100), "places")
+    column = builder.node("Unsqueeze", [places, builder.constant(np.array([1]), "last")], "column")
+    found = builder.node("GatherND", [table, column], "found")
+    grid = builder.node("Reshape", [found, builder.constant(np.array([1, 100, 100, 3]), "shape")], "grid")
+    added = builder.node("Add", ["x", builder.node("Transpose", [grid], "bias", perm=[0, 3, 1, 2])], "added")
+    y = builder.conv(added, "layer", 3, 4)
+    path = models.save(builder.model(["N", 3, 100, 100], y, ["N", 4, 100, 100]), tmp_path / "table.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node] == ["Add", "Conv"]
+    assert_equivalent(path, graph)
+
+
 def test_sizes_that_are_known_are_folded_out_of_shape_arithmetic(tmp_path: Path) -> None:
     """The head size comes from a Shape whose batch is symbolic; only the batch is left to compute."""
     g = models.GraphBuilder()

@@ -18,8 +18,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.graph_index import attributes
+from ompq_deploy.sessions import brief_options, start
 
 BLOCKED_DOMAIN = "com.microsoft.nchwc"
 LARGEST_BLOCK = 16
@@ -45,7 +45,7 @@ def optimize(model: onnx.ModelProto, tensors: Iterable[str], threads: int = 0) -
     exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     with tempfile.TemporaryDirectory(prefix="ompq-") as folder:
         path = Path(folder) / "optimized.onnx"
-        options = session_options(threads)
+        options = brief_options(threads)
         options.optimized_model_filepath = str(path)
         start(exposed, options)
         optimized = onnx.load(path)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from ompq_deploy.artifacts import PreparedGraph, Samples
 from ompq_deploy.capture.blocked import optimize
 from ompq_deploy.capture.instrument import Reduction, instrument, views
-from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.capture.statistics import Results, Statistics, read_grams, read_means, read_ranges
 from ompq_deploy.capture.taps import Taps, View, tap
 from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.sessions import brief_options, start
 
 
 def run_one_pass(graph: PreparedGraph, samples: Samples, threads: int) -> Statistics | None:
@@ -83,7 +83,7 @@ def reaches_bounds(view: View, found: Results) -> bool:
 
 def _run(model: onnx.ModelProto, graph: PreparedGraph, samples: Samples, threads: int) -> dict[str, NDArray[Any]]:
     """All outputs of an instrumented model, by name."""
-    options = session_options(threads)
+    options = brief_options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     names = [value.name for value in model.graph.output]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64, PreparedGraph, Samples
 from ompq_deploy.capture.instrument import Reduction, instrument, views
-from ompq_deploy.capture.session import session_options, start
 from ompq_deploy.capture.statistics import Statistics, read_means, read_ranges
 from ompq_deploy.capture.taps import Taps, View, tap
 from ompq_deploy.errors import BadInput
+from ompq_deploy.sessions import brief_options, start
 
 MEMORY_LIMIT = 512 << 20
 COLUMN_BLOCK = 1 << 15
@@ -79,7 +79,7 @@ def _reduce(
     points += [(view, [Taps.shape]) for view in views(graph, outputs, {})]
     model = instrument(graph.model, points)
     names = [value.name for value in model.graph.output]
-    session = start(model, session_options(threads))
+    session = start(model, brief_options(threads))
     runs = [dict(zip(names, session.run(names, feed), strict=True)) for feed in feeds]
     tensors = (*graph.activations, *graph.wide)
     found = [read_ranges(tensors, run) for run in runs]
@@ -92,7 +92,7 @@ def _reduce(
 def _fetch(graph: PreparedGraph, outputs: Sequence[str], feeds: Sequence[Feed], threads: int) -> dict[str, Float32]:
     """The tensors `outputs` of all samples, each flattened to (N, K)."""
     part = onnx.utils.Extractor(graph.model).extract_model(list(graph.input_names), list(outputs))
-    session = start(part, session_options(threads))
+    session = start(part, brief_options(threads))
     batch = graph.batch or 1
     rows: dict[str, Float32] = {}
     for i, feed in enumerate(feeds):

@@ -18,13 +18,13 @@ from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, PreparedGraph, Samples
 from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.sessions import session_options, start
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 BATCH = 8
 """Samples fed at a time where the batch axis is free."""
-ERRORS_ONLY = 3
 
 KEEP_FLOAT_WEIGHTS = ("session.disable_quant_qdq", "1")
 """Without it onnxruntime quantizes a float weight between Q/DQ nodes by itself, to int8 per tensor."""
@@ -131,7 +131,9 @@ class Stream:
         model = helper.make_model(
             graph, opset_imports=self._graph.model.opset_import, ir_version=self._graph.model.ir_version
         )
-        return _start(model, self._threads)
+        options = session_options(self._threads)
+        options.add_session_config_entry(*KEEP_FLOAT_WEIGHTS)
+        return start(model, options)
 
     def _simulated(self, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
         """The node, and what puts its outputs on their grids."""
@@ -174,13 +176,3 @@ def reads(node: onnx.NodeProto) -> set[str]:
         made.update(tensor.name for tensor in attribute.g.initializer)
         names.update(*(reads(other) - made for other in attribute.g.node))
     return names - {""}
-
-
-def _start(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    import onnxruntime as ort  # not before it is needed: the command line imports this package
-
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry(*KEEP_FLOAT_WEIGHTS)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,60 @@
+"""Start onnxruntime on the CPU. It is imported when the first session starts: the command line imports this module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+ERRORS_ONLY = 3
+LOST_OUTPUT = "Failed to find node output"
+
+
+def session_options(threads: int = 0) -> ort.SessionOptions:
+    """Options with `threads` threads, 0 meaning one per core, that log errors alone."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    return options
+
+
+def brief_options(threads: int = 0) -> ort.SessionOptions:
+    """Options for a session that runs once or a few times.
+
+    Memory patterns are off: after its first run a session would set aside one block for all activations while still
+    holding the chunks of that run.
+    """
+    options = session_options(threads)
+    options.enable_mem_pattern = False
+    return options
+
+
+def start(model: onnx.ModelProto | Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A CPU session on a model in memory or in a file.
+
+    onnxruntime 1.31 loses the output of a grouped convolution that a model both returns and adds to another, while it
+    arranges channels in blocks. Such a model runs without that optimization, which `options` are changed to say.
+    """
+    import onnxruntime as ort
+
+    content = str(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        return _start(content, options)
+    except RuntimeError as e:
+        if LOST_OUTPUT not in str(e):
+            raise
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    return _start(content, options)
+
+
+def _start(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Without onnxruntime's own second attempt: it prints, and has no other provider to fall back to."""
+    import onnxruntime as ort
+
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
