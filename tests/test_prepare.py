@@ -352,6 +352,60 @@ def test_an_attention_node_of_another_kind_stays(settings: dict[str, Any], tmp_p
     assert "Attention" in [node.op_type for node in graph.model.graph.node]
 
 
+def einsum_model(equation: str, *others: tuple[int, ...]) -> onnx.ModelProto:
+    """An Einsum of 5 tokens of 7 numbers with constants of the shapes `others`; of two without one, with |tokens|."""
+    g = models.GraphBuilder()
+    weight = g.constant(g.random.standard_normal((6, 7)).astype(np.float32), "first_weight")
+    tokens = g.node("MatMul", ["x", weight], "first")
+    inputs = [g.constant(g.random.standard_normal(of).astype(np.float32), f"other{i}") for i, of in enumerate(others)]
+    if not others and "," in equation:
+        inputs = [g.node("Abs", [tokens], "other")]
+    first = equation.startswith("b")
+    y = g.node("Einsum", [tokens, *inputs] if first else [*inputs, tokens], "einsum", equation=equation)
+    rank = len(equation.partition("->")[2].replace("...", ".")) or 1
+    return g.model(["N", 5, 6], y, [None] * rank)
+
+
+@pytest.mark.parametrize(
+    ("equation", "of", "kinds", "layers"),
+    [
+        ("bnd,df->bnf", (7, 4), ["MatMul"], 2),
+        ("bnd,dhk->bhnk", (7, 2, 3), ["MatMul", "Reshape", "Transpose"], 2),
+        ("kd,bnd->bnk", (4, 7), ["MatMul"], 2),
+        ("bnd , nd", (5, 7), ["Reshape", "MatMul", "Reshape"], 2),
+        ("bnd,bmd->bnm", None, ["Transpose", "MatMul"], 1),
+        ("bnd,bnk->bkd", None, ["Transpose", "MatMul", "Transpose"], 1),
+        ("bnd,nkd->bkn", (5, 3, 7), ["Transpose", "MatMul", "Transpose"], 1),
+        ("bnd,bnd->bn", None, ["Reshape", "Reshape", "MatMul", "Reshape"], 1),
+    ],
+)
+def test_an_einsum_of_two_becomes_a_product(
+    equation: str, of: tuple[int, ...] | None, kinds: list[str], layers: int, tmp_path: Path
+) -> None:
+    path = models.save(einsum_model(equation, *([of] if of else [])), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert [node.op_type for node in graph.model.graph.node if node.op_type != "Abs"][1:] == kinds
+    assert len(graph.layers) == layers
+
+
+@pytest.mark.parametrize(
+    ("equation", "others"),
+    [
+        ("bnd->bdn", []),
+        ("bnd,bme->bnm", []),
+        ("b...d,d->b...", [(7,)]),
+        ("bnd,d,n->bn", [(7,), (5,)]),
+        ("bnd,ke->bnk", [(2, 3)]),
+    ],
+)
+def test_other_einsums_stay(equation: str, others: list[tuple[int, ...]], tmp_path: Path) -> None:
+    path = models.save(einsum_model(equation, *others), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert graph.model.graph.node[-1].op_type == "Einsum"
+
+
 def test_sizes_beside_a_symbolic_batch_are_known(tmp_path: Path) -> None:
     """Reshape to (batch, -1, 4): shape inference alone knows no more than the 4."""
     g = models.GraphBuilder()
