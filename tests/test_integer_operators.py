@@ -223,6 +223,10 @@ def class_token(g: GraphBuilder) -> str:
     return g.node("Add", [joined, per_channel(g, "positions", 82, 6)], "tested")
 
 
+def positions(g: GraphBuilder) -> str:
+    return g.node("Add", [g.conv("x", "first", 4, 6), per_channel(g, "embedding", 6, 9, 9)], "tested")
+
+
 def shuffled(op: str, **attributes: object) -> Build:
     def build(g: GraphBuilder) -> str:
         x = g.node("Slice", [g.conv("x", "first", 4, 8), *(settings(g, n, v) for n, v in SLICE.items())], "even")
@@ -292,6 +296,7 @@ CASES: dict[str, Build] = {
     "split": split,
     "gather_and_tile": gathered,
     "class_token": class_token,
+    "positions": positions,
     "depth_to_space": shuffled("DepthToSpace"),
     "depth_to_space_crd": shuffled("DepthToSpace", mode="CRD"),
     "space_to_depth": shuffled("SpaceToDepth"),

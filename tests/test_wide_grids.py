@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from ompq_deploy.artifacts import Samples
 from ompq_deploy.capture import capture
@@ -73,6 +75,17 @@ def test_a_wide_grid_holds_its_range_with_room(ends: tuple[float, float]) -> Non
     assert grid.low * grid.scale <= 1.4 * low
     assert grid.high * grid.scale >= 1.4 * high
     assert (grid.high - grid.low) * grid.scale <= 2.1 * (high - low) or high - low < 1e-20
+
+
+def test_a_tensor_that_was_always_zero_leaves_the_model_covered(tmp_path: Path) -> None:
+    model = onnx.load(silu_network(tmp_path / "m.onnx"))
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("first"):
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name))
+    quantized = quantize_graph(models.save(model, tmp_path / "zero.onnx"))
+    program = lower(quantized)
+    assert program.grids["first_out"].scale == 1.0
+    assert_equal_to_reference(program, inputs(quantized.graph, 2))
 
 
 def test_ranges_that_are_not_finite_get_no_grid() -> None:

@@ -89,6 +89,15 @@ def is_per_channel(scope: Scope, node: onnx.NodeProto, constant: str) -> bool:
     return len(shape) <= rank and all(size == 1 for i, size in enumerate(aligned) if i != axis)
 
 
+def with_added_tensor(scope: Scope, group: Group) -> Group:
+    """A group as it is lowered: a constant with several values per channel, such as an embedding of positions, is added
+    to a layer as a residual tensor is, where there is none."""
+    added = group.constant and not group.skip and group.head.name in scope.layers
+    if added and not is_per_channel(scope, group.head, group.constant):
+        return replace(group, constant="", skip=group.constant)
+    return group
+
+
 def _operation(
     scope: Scope, node: onnx.NodeProto, output: str, bias: Int64, result: Requantize | None
 ) -> tuple[Linear, ...]:
@@ -159,7 +168,10 @@ def _real_bias(scope: Scope, node: onnx.NodeProto, constant: str, channels: int)
         total = total + _vector(scope, node, node.input[2])
     if constant:
         if not is_per_channel(scope, node, constant):
-            raise NotCovered(node, f"the constant {constant!r} added to it has more than one value per channel")
+            raise NotCovered(
+                node,
+                f"the constant {constant!r} added to it has more than one value per channel, and a tensor is added too",
+            )
         total = total + _vector(scope, node, constant)
     return total
 

@@ -22,7 +22,7 @@ from ompq_deploy.export.integer.elementwise import (
     lower_sum,
 )
 from ompq_deploy.export.integer.ending import end_integers
-from ompq_deploy.export.integer.linear import lower_layer
+from ompq_deploy.export.integer.linear import lower_layer, with_added_tensor
 from ompq_deploy.export.integer.matmul import lower_matmul
 from ompq_deploy.export.integer.moves import lower_move, lower_pad, run_time_settings
 from ompq_deploy.export.integer.normalize import lower_instance_norm, lower_layer_norm, lower_norm, lower_softmax
@@ -122,7 +122,7 @@ def _groups(scope: Scope, uncovered: Uncoveredness) -> dict[str, Group]:
         try:
             group = trace_group(scope.index, name, scope.layer_nodes, scope.grids)
             _check_form(scope, group)
-            groups[name] = group
+            groups[name] = with_added_tensor(scope, group)
         except NotCovered as refusal:
             uncovered[refusal.uncovered.name] = refusal.uncovered
     return groups
