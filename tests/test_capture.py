@@ -126,6 +126,16 @@ def test_missing_input(graph: PreparedGraph) -> None:
         capture(graph, samples_of(np.zeros((2, 3, 16, 16), np.float32), "images"))
 
 
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_a_network_that_overflows_is_refused_by_the_tensor(batch: int | str, tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    grown = g.node("Exp", [g.node("Exp", [g.conv("x", "first", 3, 4)], "large")], "overflow")
+    model = g.model([batch, 3, 8, 8], g.conv(grown, "second", 4, 2), [batch, 2, 8, 8])
+    graph = prepare(models.save(model, tmp_path / "m.onnx"))
+    with pytest.raises(BadInput, match="'overflow_out' holds NaN or infinite"):
+        capture(graph, samples_of(10 * random_samples(graph, 2).inputs["x"], "x"), histograms=True)
+
+
 def test_channels_of_tokens_are_the_last_axis(tmp_path: Path) -> None:
     graph = token_network(tmp_path, tokens_first=False)
     samples = random_samples(graph, 4)

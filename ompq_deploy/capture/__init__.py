@@ -11,6 +11,8 @@ them one by one and computes the same figures. `histograms.py` is the optional s
 
 from __future__ import annotations
 
+import numpy as np
+
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples
 from ompq_deploy.capture.histograms import count_histograms
 from ompq_deploy.capture.one_pass import run_one_pass
@@ -25,7 +27,7 @@ def capture(graph: PreparedGraph, samples: Samples, *, histograms: bool = False,
     """Gram matrices of all layers, ranges and channel means of all activations; `threads` 0 means all cores.
 
     Streams the samples where the batch axis is fixed, or where a layer's output does not keep it in front.
-    Raises BadInput where the samples do not fit the graph.
+    Raises BadInput where the samples do not fit the graph, or an activation is not finite on them.
     """
     _refuse_misfit(graph, samples)
     found: Statistics | None = None
@@ -34,6 +36,7 @@ def capture(graph: PreparedGraph, samples: Samples, *, histograms: bool = False,
     streamed = found is None
     if found is None:
         found = run_streamed(graph, samples, threads)
+    _refuse_overflow(found, samples)
     return Capture(
         grams=found.grams,
         ranges=found.ranges,
@@ -61,3 +64,14 @@ def _refuse_misfit(graph: PreparedGraph, samples: Samples) -> None:
             where=samples.source,
             fix=f"give a multiple of {graph.batch} samples",
         )
+
+
+def _refuse_overflow(found: Statistics, samples: Samples) -> None:
+    """NaN shows in a mean, where an extreme may pass over it."""
+    for name, ends in found.ranges.items():
+        if not np.isfinite([*ends, found.means[name].sum()]).all():
+            raise BadInput(
+                f"the float network itself overflows: its activation {name!r} holds NaN or infinite values",
+                where=samples.source,
+                fix="check the samples and their preprocessing (--preprocess, --mean, --std), and the network",
+            )
