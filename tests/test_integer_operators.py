@@ -96,10 +96,13 @@ def normalized_to_length(g: GraphBuilder) -> str:
     return g.node("Div", [x, held], "tested")
 
 
-def padded_with_half(g: GraphBuilder) -> str:
-    x = g.node("Sigmoid", [g.conv("x", "first", 4, 6)], "gate")
-    pads = settings(g, "pads", 0, 0, 1, 2, 0, 1, 0, 1)
-    return g.node("Pad", [x, pads, scalar(g, "value", 0.5)], "tested")
+def padded_with(value: float, *pads: int, axes: tuple[int, ...] = ()) -> Build:
+    def build(g: GraphBuilder) -> str:
+        x = g.node("Sigmoid", [g.conv("x", "first", 4, 6)], "gate")
+        inputs = [x, settings(g, "pads", *pads), scalar(g, "value", value)]
+        return g.node("Pad", [*inputs, settings(g, "axes", *axes)] if axes else inputs, "tested")
+
+    return build
 
 
 def with_constant(op: str, *, first: bool) -> Build:
@@ -267,7 +270,8 @@ CASES: dict[str, Build] = {
     "min": extreme("Min"),
     "reduce_l2": reduced("ReduceL2"),
     "normalized_to_length": normalized_to_length,
-    "pad_with_half": padded_with_half,
+    "pad_with_half": padded_with(0.5, 0, 0, 1, 2, 0, 1, 0, 1),
+    "pad_with_more_than_there_is": padded_with(3.0, 0, 2, 1, 0, axes=(3, -2)),
     "batch_norm": batch_norm,
     "wide_max_pool": wide_max_pool,
     "instance_norm": instance_norm,

@@ -33,7 +33,7 @@ def move(operation: IntegerMove, x: Values, constants: Sequence[NDArray[Any] | N
     if operation.op == "Slice":
         return _slice(x, *settings[:4])
     if operation.op == "Pad":
-        return _pad(x, settings[0], settings[1] or 0, settings[2], operation.attributes.get("mode", "constant"))
+        return _pad(x, settings[0], settings[2], operation.attributes.get("mode", "constant"))
     if operation.op == "Identity":
         return x
     if operation.op in ("ReduceMax", "ReduceMin"):
@@ -55,13 +55,13 @@ def _slice(x: Values, starts: list[int], ends: list[int], axes: list[int] | None
     return x[tuple(cut)]
 
 
-def _pad(x: Values, pads: list[int], fill: int, axes: list[int] | None, mode: str) -> Values:
+def _pad(x: Values, pads: list[int], axes: list[int] | None, mode: str) -> Values:
     chosen = axes if axes is not None else list(range(x.ndim))
     widths = [(0, 0)] * x.ndim
     for i, axis in enumerate(chosen):
         widths[axis] = (pads[i], pads[i + len(chosen)])
     if mode == "constant":
-        return np.pad(x, widths, constant_values=fill)
+        return np.pad(x, widths)
     return np.pad(x, widths, mode={"edge": "edge", "reflect": "reflect", "wrap": "wrap"}[mode])  # type: ignore[call-overload]
 
 

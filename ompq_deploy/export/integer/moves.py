@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ompq_deploy.artifacts import Float64
 from ompq_deploy.export.integer.coverage import NotCovered
-from ompq_deploy.export.integer.elementwise import rescaled
+from ompq_deploy.export.integer.elementwise import Affine, affine_sum
 from ompq_deploy.export.integer.geometry import window_of
 from ompq_deploy.export.integer.program import PAD_VALUE_POSITION, IntegerMaxPool, IntegerMove, Operation
 from ompq_deploy.export.integer.scope import Scope
@@ -64,21 +65,30 @@ def _setting(scope: Scope, node: onnx.NodeProto, position: int) -> Setting:
 
 
 def lower_pad(scope: Scope, group: Group) -> tuple[Operation, ...]:
-    """Pad with a constant other than zero: with its integer on the input's grid, then brought to the output's."""
-    node, grid = group.head, scope.grid(group.inputs[0])
+    """Pad with a constant other than zero: with zeros, and the constant added there on the output's grid."""
+    node = group.head
     if not all(scope.index.is_constant(name) for name in node.input[1:] if name):
         raise NotCovered(node, "its pads or its value are computed")
-    value = np.asarray(scope.index.constant(node.input[PAD_VALUE_POSITION]), np.float64).reshape(())
-    fill = np.clip(np.rint(value / grid.scale), grid.low, grid.high)
-    if abs(fill * grid.scale - value) > grid.scale:
-        raise NotCovered(node, f"its value {float(value):g} lies outside the range of what it pads")
-    settings = [_setting(scope, node, position) for position in range(1, len(node.input))]
-    settings[PAD_VALUE_POSITION - 1] = fill.astype(np.int32)
+    settings = tuple(_setting(scope, node, position) for position in range(1, len(node.input)))
     padded = f"{group.output}_padded"
+    inner = scope.with_grids({padded: scope.grid(node.input[0])})
+    affine = Affine(inputs=(padded,), factors=(1.0,), constant=_frame(scope, node))
     return (
-        move(node, "Pad", node.input[0], padded, tuple(settings), **attributes(node)),
-        rescaled(scope, node.name, padded, grid, group.output),
+        move(node, "Pad", node.input[0], padded, settings, **attributes(node)),
+        affine_sum(inner, affine, node.name, group.output),
     )
+
+
+def _frame(scope: Scope, node: onnx.NodeProto) -> Float64:
+    """What a Pad with a constant adds to a Pad with zeros; axes that it does not pad have length 1."""
+    pads, value, *rest = (scope.index.constant(name) for name in node.input[1:] if name)
+    rank = len(scope.shape(node))
+    axes = rest[0] % rank if rest else range(rank)
+    ends = zip(axes, *pads.reshape(2, -1).tolist(), strict=True)
+    widths = {axis: (before, after) for axis, before, after in ends if before or after}
+    lengths = dict(zip(widths, scope.sizes(node, list(widths)), strict=True))
+    inside = np.zeros([lengths.get(axis, 1) for axis in range(rank)])
+    return np.pad(inside, [widths.get(axis, (0, 0)) for axis in range(rank)], constant_values=float(value.item()))
 
 
 def _split(scope: Scope, node: onnx.NodeProto, output: str) -> tuple[IntegerMove, ...]:

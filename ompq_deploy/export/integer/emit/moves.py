@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from functools import reduce
 
-import numpy as np
 from onnx import TensorProto
 
-from ompq_deploy.export.integer.emit.elementwise import as_stored
 from ompq_deploy.export.integer.emit.rescale import requantize
 from ompq_deploy.export.integer.emit.writer import Writer, stored
 from ompq_deploy.export.integer.program import PAD_VALUE_POSITION, IntegerInterpolation, IntegerMove, IntegerSetting
@@ -25,16 +23,8 @@ def emit_move(writer: Writer, move: IntegerMove) -> None:
         else:
             inputs.append("" if value is None else writer.constant(f"{move.output}_setting{position}", value))
     if move.op == "Pad":
-        inputs[PAD_VALUE_POSITION : PAD_VALUE_POSITION + 1] = [_fill(writer, move)]
+        inputs[PAD_VALUE_POSITION : PAD_VALUE_POSITION + 1] = [writer.stored_zero(move.input)]
     writer.node(move.op, inputs, stored(move.output), **move.attributes)
-
-
-def _fill(writer: Writer, pad: IntegerMove) -> str:
-    """What a Pad fills with, as its input is stored."""
-    value = pad.constants[PAD_VALUE_POSITION - 1] if len(pad.constants) >= PAD_VALUE_POSITION else None
-    if value is None:
-        return writer.stored_zero(pad.input)
-    return writer.constant(f"{pad.output}_fill", as_stored(writer, np.asarray(value), pad.input))
 
 
 def emit_setting(writer: Writer, setting: IntegerSetting) -> None:
