@@ -7,7 +7,8 @@ Every tensor t of `graph.activations` becomes
 A symmetric grid, int8 with zero-point 0, is stored as uint8 with zero-point 128: the same integers, for which
 onnxruntime has much faster kernels. Every tensor has a zero-point initializer of its own, shared or not, so that the
 size of the file does not depend on the grids. Weights and int32 biases go through DequantizeLinear per channel; a bias
-grid is the product of the input's and the weight's scales, computed in the graph to save file bytes.
+grid is the product of the input's and the weight's scales, computed in the graph to save file bytes, and constants
+whose numbers repeat are looked up in the graph (`lookup.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.export import storage
+from ompq_deploy.export.lookup import find_lookup
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.placement import layer_grid
@@ -59,12 +61,13 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
 
     used = {name for node in writer.nodes for name in node.input}
     stored = {tensor.name for tensor in writer.initializers}
+    constants, lookups = _kept_constants(graph, names, used - stored)
     result = helper.make_graph(
-        writer.nodes,
+        [*lookups, *writer.nodes],
         "ompq",
         graph.model.graph.input,
         graph.model.graph.output,
-        [*_kept_constants(graph, names, used - stored), *writer.initializers],
+        [*constants, *writer.initializers],
     )
     widths = sorted({layer.bits for layer in quantized.layers if storage.needs_function(layer.bits)})
     functions = [helper.make_opsetid(storage.FUNCTION_DOMAIN, 1)] if widths else []
@@ -184,13 +187,28 @@ class _Writer:
         self.nodes += [helper.make_node("DequantizeLinear", [name, f"{name}_s"], [f"{name}_d"], axis=0), node]
 
 
-def _kept_constants(graph: PreparedGraph, names: QdqNames, used: set[str]) -> list[onnx.TensorProto]:
-    """The constants that nodes of the Q/DQ model still read, under their new names."""
-    kept = []
+def _kept_constants(
+    graph: PreparedGraph, names: QdqNames, used: set[str]
+) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    """The constants that nodes of the Q/DQ model still read, under their new names, and the nodes that look some up."""
+    kept: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+    indices: dict[bytes, str] = {}
     for tensor in graph.model.graph.initializer:
-        if names.tensor(tensor.name) in used:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name = names.tensor(tensor.name)
-            kept.append(copy)
-    return kept
+        name = names.tensor(tensor.name)
+        if name not in used:
+            continue
+        lookup = find_lookup(numpy_helper.to_array(tensor))
+        if lookup is None:
+            kept.append(onnx.TensorProto())
+            kept[-1].CopyFrom(tensor)
+            kept[-1].name = name
+            continue
+        places = numpy_helper.from_array(lookup.places)
+        if (same := places.SerializeToString()) not in indices:
+            places.name, indices[same] = f"{name}_p", f"{name}_i"
+            kept.append(places)
+            nodes.append(helper.make_node("Cast", [places.name], [indices[same]], to=onnx.TensorProto.INT32))
+        kept.append(numpy_helper.from_array(lookup.table, f"{name}_t"))
+        nodes.append(helper.make_node("Gather", [f"{name}_t", indices[same]], [name], axis=lookup.axis))
+    return kept, nodes
