@@ -61,11 +61,12 @@ def wide_grids(ranges: Mapping[str, tuple[float, float]]) -> dict[str, Grid]:
 def wide_grid(low: float, high: float) -> Grid:
     """A 16-bit grid with headroom around [`low`, `high`], zero on it. One-sided ranges stay one-sided.
 
-    A tensor that was always zero gets scale 1, as on an 8-bit grid.
+    A tensor that was always zero gets 8 bits and scale 1, as such an activation does: 16 bits of any scale may be out
+    of proportion to what it is added to.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
-        return Grid(scale=1.0, zero_point=1 << (WIDE_BITS - 1), bits=WIDE_BITS)
+        return Grid(scale=1.0)
     margin = HEADROOM * (high - low)
     low, high = low - margin * (low < 0), high + margin * (high > 0)
     steps = (1 << WIDE_BITS) - 1
