@@ -127,6 +127,8 @@ NODES: dict[str, tuple[str, tuple[int, ...], list[np.ndarray | None], dict[str, 
     "reduce max": ("ReduceMax", IMAGE, [ints(1, 3)], {"keepdims": 0}),
     "reduce L2 over all": ("ReduceL2", IMAGE, [], {}),
     "transposed product": ("Gemm", (4, 3), [floats(4, 5), floats(5)], {"transA": 1, "alpha": 0.5, "beta": 2.0}),
+    "running sum": ("CumSum", IMAGE, [np.array(2)], {}),
+    "running sum from behind, without itself": ("CumSum", IMAGE, [np.array(-1)], {"exclusive": 1, "reverse": 1}),
     "flatten": ("Flatten", IMAGE, [], {"axis": 2}),
     "expand": ("Expand", (1, 4, 1, 6), [ints(2, 1, 7, 1)], {}),
     "tile": ("Tile", (2, 3), [ints(2, 1)], {}),
@@ -154,6 +156,15 @@ def bare(model: onnx.ModelProto) -> PreparedGraph:
     return PreparedGraph(
         model=model, layers=(), activations=(), batch=None, source=Path("test"), sha256="", float_bytes=0
     )
+
+
+@pytest.mark.parametrize(("last", "places"), [(0, [1, 0]), (1, [2, 3])])
+def test_of_equal_maxima_the_one_asked_for_is_found(last: int, places: list[int]) -> None:
+    torch = pytest.importorskip("torch")
+    from ompq_deploy.torch_graph.elementwise import OPERATORS
+
+    x = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 1.0, 2.0]])
+    assert OPERATORS["ArgMax"](x, axis=1, keepdims=0, select_last_index=last).tolist() == places
 
 
 def test_gradients_are_those_of_finite_differences(residual_model: Path) -> None:

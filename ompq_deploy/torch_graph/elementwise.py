@@ -55,12 +55,16 @@ def cast(x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
     return x.to(DTYPES[to])
 
 
-def cumsum(x: Tensor, axis: Tensor) -> Tensor:
-    return torch.cumsum(x, int(axis))
+def cumsum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    along = int(axis)
+    total = x.flip(along).cumsum(along).flip(along) if reverse else x.cumsum(along)
+    return total - x if exclusive else total
 
 
 def argmax(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
-    return torch.argmax(x, dim=axis, keepdim=bool(keepdims))
+    if not select_last_index:
+        return torch.argmax(x, dim=axis, keepdim=bool(keepdims))
+    return x.shape[axis] - 1 - torch.argmax(x.flip(axis), dim=axis, keepdim=bool(keepdims))
 
 
 def reducer(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Callable[..., Tensor]:
