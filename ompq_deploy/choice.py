@@ -22,13 +22,20 @@ from ompq_deploy.timing import Stopwatch
 FINALISTS = {"default": 2, "extensive": len(CONTESTANTS)}
 """Plans refined beside that of `kl-refined` before one is chosen, on small networks; on others it is one."""
 SMALL = 4e9
-"""Multiply-accumulates over all samples up to which every plan is refined four times, and `kl` takes part beside
-`kl-refined`. Larger networks cannot afford that in the two minutes of `default`."""
+"""`work` up to which every plan is refined four times, and `kl` takes part beside `kl-refined`. Larger networks cannot
+afford that in the two minutes of `default`."""
 
 
 def refines(settings: PlanSettings) -> bool:
     """Whether the contest compares refined networks: those of the run are."""
     return settings.metric.name == "auto" and settings.quantize.effort in FINALISTS
+
+
+def work(graph: PreparedGraph, samples: int) -> int:
+    """What refining one plan costs: the multiply-accumulates of all samples, and K^3 for each covariance (K, K) of a
+    layer's inputs, which is factored."""
+    factored = sum(layer.groups * (layer.numel // layer.channels) ** 3 for layer in graph.layers)
+    return samples * sum(layer.macs for layer in graph.layers) + factored
 
 
 def choose_plan(
@@ -58,7 +65,7 @@ def choose_plan(
 
         left_out, refine = REFINED, None
         if refines(settings):
-            thorough = len(samples) * sum(layer.macs for layer in graph.layers) <= SMALL
+            thorough = work(graph, len(samples)) <= SMALL
             left_out = "" if thorough else "kl"
             refine = _refinement(graph, samples, captured, settings, thorough)
         contest = hold_contest(

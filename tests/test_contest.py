@@ -26,6 +26,7 @@ from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.runner import run_samples
 from ompq_deploy.settings import PlanSettings
+from tests import models
 from tests.quantized import inputs
 
 BITS = (2, 3, 4, 6, 8)
@@ -234,3 +235,11 @@ def test_the_plan_records_the_whole_contest(residual_model: Path, tmp_path: Path
     losses = {entry["metric"]: entry["loss"] for entry in record["entries"] if entry["loss"] is not None}
     assert losses[record["winner"]] == min(losses.values())
     assert set(document["timings"]) >= {"contest_s", "score_s", "solve_s"}
+
+
+def test_work_counts_samples_and_covariances(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    pooled = g.node("GlobalAveragePool", [g.conv("x", "depthwise", 4, 4, groups=4)], "pool")
+    y = g.gemm(g.node("Flatten", [pooled], "flat"), "last", 4, 10)
+    graph = prepare(models.save(g.model(["N", 4, 6, 5], y, ["N", 10]), tmp_path / "m.onnx"))
+    assert choice.work(graph, 7) == 7 * (4 * 9 * 6 * 5 + 40) + 4 * 9**3 + 4**3
