@@ -25,6 +25,8 @@ from ompq_deploy.artifacts import Float32, Float64
 from ompq_deploy.quantize.gptq import damped, unit_upper
 
 STEPS = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03, 0.0)
+BLOCK = 128
+"""Rows of a triangular matrix that are solved for at once."""
 PROBES = 64
 """Random vectors that estimate a trace over more dimensions than this (Hutchinson)."""
 
@@ -58,7 +60,12 @@ def best_shrinkage(halves: tuple[Float64, Float64], damping: float, random: np.r
 
 def _left(hessian: Float64, other: Float64, probes: Float32) -> float:
     """tr(U^-1 H' U^-T) summed over the groups, for H = U D U^T and H' = `other`; P P^T of `probes` P is about I."""
-    errors = np.linalg.solve(unit_upper(hessian).astype(np.float32).swapaxes(1, 2), probes)
+    lower = unit_upper(hessian).astype(np.float32).swapaxes(1, 2)
+    errors = np.tile(probes, (len(lower), 1, 1))
+    for start in range(0, len(probes), BLOCK):
+        block = slice(start, start + BLOCK)
+        errors[:, block] -= lower[:, block, :start] @ errors[:, :start]
+        errors[:, block] = np.linalg.solve(lower[:, block, block], errors[:, block])
     return float(np.einsum("gkp,gkp->", other.astype(np.float32) @ errors, errors))
 
 
