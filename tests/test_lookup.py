@@ -55,9 +55,10 @@ def test_two_numbers_take_a_byte_each_and_keep_their_bits() -> None:
         RANDOM.standard_normal((5000, 20)).astype(np.float32),
         np.zeros((30, 30), np.float32),
         np.float32(3),
+        np.full((50, 50), "text", object),
     ],
 )
-def test_nothing_is_looked_up_where_little_repeats_or_the_constant_is_small(x: np.ndarray) -> None:
+def test_nothing_is_looked_up_where_little_repeats_or_the_constant_is_small_or_text(x: np.ndarray) -> None:
     assert find_lookup(x) is None
 
 

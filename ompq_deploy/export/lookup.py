@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+NUMBERS = "biuf"
 LEAST_BYTES = 4096
 """Of a constant that is looked at."""
 PROBED_ROWS, PROBED_COLUMNS = 64, 4096
@@ -39,7 +40,7 @@ class Lookup:
 
 def find_lookup(x: NDArray[Any]) -> Lookup | None:
     """The smallest lookup that yields `x` bit by bit, or None where none saves a quarter of its bytes."""
-    if x.nbytes < LEAST_BYTES:
+    if x.nbytes < LEAST_BYTES or x.dtype.kind not in NUMBERS:
         return None
     found = [lookup for axis in range(x.ndim) if (lookup := _lookup(x, axis)) is not None]
     best = min(found, key=_bytes, default=None)
