@@ -21,6 +21,7 @@ from ompq_deploy.passes.fix_baked_batch import fix_baked_batch
 from ompq_deploy.passes.fixed_sizes import write_fixed_sizes
 from ompq_deploy.passes.fold_constants import fold_constants
 from ompq_deploy.passes.fold_dimensions import fold_dimensions
+from ompq_deploy.passes.fold_repeated import fold_repeated
 from ompq_deploy.passes.fuse_layer_norm import fuse_layer_norm
 from ompq_deploy.passes.fuse_linear import fuse_linear
 from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
@@ -127,6 +128,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     result.ir_version = max(IR_VERSION, model.ir_version)
     del result.graph.value_info[:]
     fix_baked_batch(result)
+    fold_repeated(result)
     inferred = onnx.shape_inference.infer_shapes(result, data_prop=True)
     write_fixed_sizes(inferred)
     return inferred

@@ -352,6 +352,34 @@ def test_an_attention_node_of_another_kind_stays(settings: dict[str, Any], tmp_p
     assert "Attention" in [node.op_type for node in graph.model.graph.node]
 
 
+def model_with_mask(*, by_sample: bool) -> onnx.ModelProto:
+    """A convolution's result plus another's of running sums of ones (N, 2, 4, 5), along the samples or the rows."""
+    g = models.GraphBuilder()
+    ints = {"first": [0], "last": [1], "rest": [2, 4, 5], "axis": [0 if by_sample else 2]}
+    first, last, rest, axis = (g.constant(np.array(value, np.int64), name) for name, value in ints.items())
+    batch = g.node("Slice", [g.node("Shape", ["x"], "shape"), first, last], "batch")
+    size = g.node("Concat", [batch, rest], "size", axis=0)
+    ones = numpy_helper.from_array(np.ones(1, np.float32))
+    places = g.node("CumSum", [g.node("ConstantOfShape", [size], "ones", value=ones), axis], "places")
+    added = g.node("Add", [g.conv("x", "layer", 3, 4), g.conv(places, "encoding", 2, 4)], "added")
+    return g.model(["N", 3, 4, 5], g.conv(added, "last_layer", 4, 2), ["N", 2, 4, 5])
+
+
+def test_what_is_computed_alike_for_every_sample_is_a_constant(tmp_path: Path) -> None:
+    path = models.save(model_with_mask(by_sample=False), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node] == ["Conv", "Add", "Conv"]
+    assert [layer.name for layer in graph.layers] == ["layer", "last_layer"]
+    assert_equivalent(path, graph)
+
+
+def test_what_differs_by_the_sample_is_computed(tmp_path: Path) -> None:
+    path = models.save(model_with_mask(by_sample=True), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert "CumSum" in {node.op_type for node in graph.model.graph.node}
+    assert_equivalent(path, graph)
+
+
 def einsum_model(equation: str, *others: tuple[int, ...]) -> onnx.ModelProto:
     """An Einsum of 5 tokens of 7 numbers with constants of the shapes `others`; of two without one, with |tokens|."""
     g = models.GraphBuilder()
