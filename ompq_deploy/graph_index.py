@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -73,6 +74,27 @@ class GraphIndex:
         for name, tensor in self.initializers.items():
             found[name] = tuple(tensor.dims)
         return found
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Names a node reads, those that its branches take from outside included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        made = {name for other in attribute.g.node for name in other.output}
+        made.update(tensor.name for tensor in attribute.g.initializer)
+        names.update(*(reads(other) - made for other in attribute.g.node))
+    return names - {""}
+
+
+def without_dead_nodes(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes, in order, that some of `outputs` depends on; `nodes` are in topological order."""
+    wanted = set(outputs)
+    kept = []
+    for node in reversed(list(nodes)):
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted |= reads(node)
+    return kept[::-1]
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

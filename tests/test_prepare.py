@@ -380,6 +380,24 @@ def test_what_differs_by_the_sample_is_computed(tmp_path: Path) -> None:
     assert_equivalent(path, graph)
 
 
+def test_what_a_branch_reads_from_outside_counts(tmp_path: Path) -> None:
+    """The condition is made from the batch size alone; what is chosen is not."""
+    g = models.GraphBuilder()
+    layer, other = g.conv("x", "layer", 3, 4), g.conv("x", "other", 3, 4)
+    first = g.node("Gather", [g.node("Shape", ["x"], "shape"), g.constant(np.array(0), "axis")], "first")
+    several = g.node("Greater", [first, g.constant(np.array(1), "one")], "several")
+    branches = {}
+    for name, op in (("then_branch", "Neg"), ("else_branch", "Abs")):
+        result = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 4, 4, 5])
+        branches[name] = helper.make_graph([helper.make_node(op, [other], [name])], name, [], [result])
+    added = g.node("Add", [layer, g.node("If", [several], "chosen", **branches)], "added")
+    model = g.model(["N", 3, 4, 5], g.conv(added, "last_layer", 4, 2), ["N", 2, 4, 5])
+    path = models.save(model, tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert "If" in {node.op_type for node in graph.model.graph.node}
+
+
 def einsum_model(equation: str, *others: tuple[int, ...]) -> onnx.ModelProto:
     """An Einsum of 5 tokens of 7 numbers with constants of the shapes `others`; of two without one, with |tokens|."""
     g = models.GraphBuilder()

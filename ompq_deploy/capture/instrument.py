@@ -13,7 +13,7 @@ from onnx import helper
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.capture.blocked import is_layout_copy
 from ompq_deploy.capture.taps import CONTRIB_DOMAIN, Taps, View
-from ompq_deploy.graph_index import GraphIndex, constant_bound
+from ompq_deploy.graph_index import GraphIndex, constant_bound, without_dead_nodes
 
 LARGE = 1 << 17
 """Elements per sample from which on reading two samples first is cheaper than reading all."""
@@ -93,17 +93,6 @@ def instrument(model: onnx.ModelProto, points: Iterable[tuple[View, Sequence[Red
     return result
 
 
-def without_dead_nodes(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes, in order, that some of `outputs` depends on; `nodes` are in topological order."""
-    wanted = set(outputs)
-    kept = []
-    for node in reversed(list(nodes)):
-        if not wanted.isdisjoint(node.output):
-            kept.append(node)
-            wanted |= _reads(node)
-    return kept[::-1]
-
-
 def _placed(model: onnx.ModelProto, behind: dict[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
     """The model's nodes in order, each followed by the nodes that wait for one of its outputs."""
     placed: list[onnx.NodeProto] = []
@@ -119,9 +108,3 @@ def _placed(model: onnx.ModelProto, behind: dict[str, list[onnx.NodeProto]]) -> 
             placed.append(node)
             release(node.output)
     return placed
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Names a node reads, those inside its branches included."""
-    inner = (_reads(other) for attribute in node.attribute for other in attribute.g.node)
-    return set(node.input).union(*inner)

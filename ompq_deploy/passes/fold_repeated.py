@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph_index import GraphIndex, reads, without_dead_nodes
 from ompq_deploy.passes.fixed_sizes import Shapes, fixed_sizes
 from ompq_deploy.sessions import brief_options, start
 
@@ -45,7 +45,7 @@ def _found(index: GraphIndex, shapes: Shapes) -> list[str]:
     """The tensors (N, ...) made from sizes alone that element-wise operators read beside another tensor (N, ...)."""
     made: dict[str, None] = {}
     for node in index.graph.node:
-        read = index.activation_inputs(node)
+        read = [name for name in reads(node) if not index.is_constant(name)]
         from_sizes = bool(read) and all(name in made for name in read) and node.op_type not in RANDOM
         if node.op_type in MEASURES or from_sizes:
             made |= dict.fromkeys(node.output)
@@ -54,7 +54,7 @@ def _found(index: GraphIndex, shapes: Shapes) -> list[str]:
 
 def _joins(index: GraphIndex, shapes: Shapes, name: str, made: Container[str]) -> bool:
     """Whether every reader is element-wise, with another tensor of the same shape, which is not made from sizes."""
-    readers = index.consumers(name)
+    readers = [node for node in index.graph.node if name in reads(node)]
     others = [other for node in readers for other in node.input if other != name]
     return (
         bool(readers)
@@ -87,13 +87,10 @@ def _repeats(one: NDArray[Any], two: NDArray[Any]) -> bool:
 
 def _remove_unread(model: onnx.ModelProto) -> None:
     """Remove nodes and initializers that no output depends on."""
-    read = {value.name for value in model.graph.output}
-    kept = []
-    for node in reversed(model.graph.node):
-        if not read.isdisjoint(filter(None, node.output)):
-            kept.append(node)
-            read.update(node.input)
+    outputs = [value.name for value in model.graph.output]
+    nodes = without_dead_nodes(model.graph.node, outputs)
+    read = set(outputs).union(*map(reads, nodes))
     constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(reversed(kept))
+    model.graph.node.extend(nodes)
     model.graph.initializer.extend(constants)

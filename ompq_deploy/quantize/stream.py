@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, PreparedGraph, Samples
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph_index import GraphIndex, reads
 from ompq_deploy.sessions import session_options, start
 
 if TYPE_CHECKING:
@@ -166,13 +166,3 @@ class Stream:
     def _codes(self, tensor: str, value: NDArray) -> NDArray:
         grid = self._grids.get(tensor)
         return value if grid is None else (grid.steps(value) + grid.zero_point).astype(np.uint8)
-
-
-def reads(node: onnx.NodeProto) -> set[str]:
-    """Names a node reads, those that its branches take from outside included."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        made = {name for other in attribute.g.node for name in other.output}
-        made.update(tensor.name for tensor in attribute.g.initializer)
-        names.update(*(reads(other) - made for other in attribute.g.node))
-    return names - {""}
