@@ -42,7 +42,8 @@ def find_lookup(x: NDArray[Any]) -> Lookup | None:
     """The smallest lookup that yields `x` bit by bit, or None where none saves a quarter of its bytes."""
     if x.nbytes < LEAST_BYTES or x.dtype.kind not in NUMBERS:
         return None
-    found = [lookup for axis in range(x.ndim) if (lookup := _lookup(x, axis)) is not None]
+    axes = [axis for axis in range(x.ndim) if axis == 0 or x.shape[axis - 1] > 1]  # else the columns are those before
+    found = [lookup for axis in axes if (lookup := _lookup(x, axis)) is not None]
     best = min(found, key=_bytes, default=None)
     return best if best is not None and _bytes(best) <= LARGEST_SHARE * x.nbytes else None
 

@@ -151,10 +151,12 @@ def rescale(scope: Scope, name: str, tensor: str, out: Grid) -> Requantize | Non
     return None if grid == out else requantize(name, grid.scale / out.scale, grid.largest, (out.low, out.high))
 
 
-def rescaled(scope: Scope, name: str, tensor: str, grid: Grid, output: str) -> IntegerSum:
-    """A tensor that lies on `grid` brought to the grid of `output`."""
+def rescaled(
+    scope: Scope, name: str, tensor: str, grid: Grid, output: str, constant: Float64 | float = 0.0
+) -> IntegerSum:
+    """A tensor that lies on `grid`, and a real constant added, brought to the grid of `output`."""
     inner = scope.with_grids({tensor: grid})
-    return affine_sum(inner, Affine(inputs=(tensor,), factors=(1.0,)), name, output)
+    return affine_sum(inner, Affine(inputs=(tensor,), factors=(1.0,), constant=constant), name, output)
 
 
 def _with_constant(node: onnx.NodeProto, variable: str, value: Float64) -> Affine:

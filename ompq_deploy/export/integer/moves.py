@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float64
 from ompq_deploy.export.integer.coverage import NotCovered
-from ompq_deploy.export.integer.elementwise import Affine, affine_sum
+from ompq_deploy.export.integer.elementwise import rescaled
 from ompq_deploy.export.integer.geometry import window_of
 from ompq_deploy.export.integer.program import PAD_VALUE_POSITION, IntegerMaxPool, IntegerMove, Operation
 from ompq_deploy.export.integer.scope import Scope
@@ -71,11 +71,9 @@ def lower_pad(scope: Scope, group: Group) -> tuple[Operation, ...]:
         raise NotCovered(node, "its pads or its value are computed")
     settings = tuple(_setting(scope, node, position) for position in range(1, len(node.input)))
     padded = f"{group.output}_padded"
-    inner = scope.with_grids({padded: scope.grid(node.input[0])})
-    affine = Affine(inputs=(padded,), factors=(1.0,), constant=_frame(scope, node))
     return (
         move(node, "Pad", node.input[0], padded, settings, **attributes(node)),
-        affine_sum(inner, affine, node.name, group.output),
+        rescaled(scope, node.name, padded, scope.grid(node.input[0]), group.output, _frame(scope, node)),
     )
 
 

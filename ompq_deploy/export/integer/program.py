@@ -228,8 +228,8 @@ class IntegerMaxPool:
 class IntegerMove:
     """An ONNX operator that rearranges values (Reshape, Slice, Pad with zeros ...): input and output share one grid.
 
-    `constants` are the operator's further inputs, None where one is left out; Pad's value is an integer on the grid, 0
-    where it is left out. A name stands for a tensor of whole numbers computed at run time (`IntegerSetting`).
+    `constants` are the operator's further inputs, None where one is left out, as Pad's value always is: it pads
+    with zeros. A name stands for a tensor of whole numbers computed at run time (`IntegerSetting`).
     """
 
     name: str

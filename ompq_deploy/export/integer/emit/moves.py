@@ -16,9 +16,7 @@ def emit_move(writer: Writer, move: IntegerMove) -> None:
     """The operator itself, on the stored tensor; padding is stored as the tensor is."""
     inputs = [stored(move.input)]
     for position, value in enumerate(move.constants, start=1):
-        if move.op == "Pad" and position == PAD_VALUE_POSITION:
-            inputs.append("")
-        elif isinstance(value, str):
+        if isinstance(value, str):
             inputs.append(value)
         else:
             inputs.append("" if value is None else writer.constant(f"{move.output}_setting{position}", value))
