@@ -144,7 +144,7 @@ def test_a_sample_and_its_copies_are_on_one_side_of_the_split(tmp_path: Path, mo
         refine(graph, images, {"conv": 4}, grids, RefineSettings(copies=copies, augment="flip+crop"))
     once, thrice = seen
     for a, b in zip(once, thrice, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
 
 
 def test_images_are_refined_with_copies_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

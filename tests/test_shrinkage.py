@@ -69,3 +69,10 @@ def test_probes_stand_for_all_dimensions(monkeypatch: pytest.MonkeyPatch) -> Non
         with monkeypatch.context() as patch:
             patch.setattr("ompq_deploy.quantize.shrinkage.PROBES", COLUMNS)
             assert abs(STEPS.index(chosen(count)) - estimated) <= 1
+
+
+def test_steps_at_which_float32_is_singular_are_passed_over() -> None:
+    x = drawn(40, 1).astype(np.float32).astype(np.float64)
+    x[1:] = x[0] * np.linspace(1, 2, COLUMNS - 1)[:, None]
+    halves = (covariance(x[:, ::2]), covariance(x[:, 1::2]))
+    assert best_shrinkage(halves, 0.0, np.random.default_rng(0)) > 0

@@ -20,6 +20,8 @@ from ompq_deploy.artifacts import Float32, Float64
 
 MAX_POSITIONS = 16384
 """Positions used of all samples together."""
+AT_ONCE = 1024
+"""Positions multiplied at once: with few the sums (K, K) cost more to add up than to compute."""
 ROUNDOFF = 1e-12
 """Share of m_X^2 added to the diagonal of H, so that it stays positive definite where an input is constant."""
 
@@ -66,13 +68,26 @@ class Accumulator:
     def __init__(self) -> None:
         self._count = 0.0
         self._sums: list[Float64] = []
-        self._around: list[NDArray[np.float32]] = []
+        self._around: list[Float32] = []
+        self._waiting: list[tuple[Float32, Float32]] = []
+        self._weights: list[Float32] = []
 
     def __bool__(self) -> bool:
-        return bool(self._sums)
+        return bool(self._sums or self._waiting)
 
-    def add(self, inputs: NDArray[np.float32], outputs: NDArray[np.float32], weights: Float32 | None = None) -> None:
-        """One batch: inputs (G, K, P), outputs (G, R, P), weights (P,), each 1 where there are none."""
+    def add(self, inputs: Float32, outputs: Float32, weights: Float32 | None = None) -> None:
+        """One batch: inputs (G, K, P), outputs (G, R, P), and weights (P,) of all batches or of none."""
+        self._waiting.append((inputs, outputs))
+        if weights is not None:
+            self._weights.append(weights)
+        if sum(inputs.shape[2] for inputs, _ in self._waiting) >= AT_ONCE:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """What waits, multiplied and added to the sums."""
+        inputs, outputs = (np.concatenate(parts, axis=2) for parts in zip(*self._waiting, strict=True))
+        weights = np.concatenate(self._weights) if self._weights else None
+        self._waiting, self._weights = [], []
         if not self._around:
             self._around = [inputs.mean(axis=2, keepdims=True), outputs.mean(axis=2, keepdims=True)]
         x, y = inputs - self._around[0], outputs - self._around[1]
@@ -90,6 +105,8 @@ class Accumulator:
         self._count += inputs.shape[2] if weights is None else float(weights.sum(dtype=np.float64))
 
     def moments(self) -> Moments:
+        if self._waiting:
+            self._sum_up()
         hessian, cross, dx, dy = (s / self._count for s in self._sums)
         input_mean, output_mean = self._around[0][:, :, 0] + dx, self._around[1][:, :, 0] + dy
         hessian -= dx[:, :, None] * dx[:, None, :]

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64
 from ompq_deploy.numerics import IntArray
+from ompq_deploy.quantize.triangular import cholesky, solve_positive
 from ompq_deploy.weight_scale import SHRINKAGE, best_scale
 
 Bits = int | IntArray
@@ -54,9 +55,14 @@ def damped(hessian: NDArray, fraction: float) -> NDArray:
     return result
 
 
+def columns_order(hessian: NDArray) -> NDArray[np.intp]:
+    """The order (G, K) in which columns are rounded: those of large inputs first, while many follow to make up."""
+    return np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
+
+
 def least_squares_target(weight: NDArray, cross: NDArray, hessian: NDArray, fraction: float) -> NDArray:
     """W' for `cross` = X' Y^T / p (G, K, R) and `hessian` = X' X'^T / p, undamped."""
-    return weight + np.linalg.solve(damped(hessian, fraction), cross - hessian @ weight)
+    return weight + solve_positive(damped(hessian, fraction), cross - hessian @ weight)
 
 
 def output_error(weight: NDArray, codes: NDArray, scale: NDArray, hessian: NDArray) -> NDArray:
@@ -75,7 +81,7 @@ def second_order_codes(
     Each row takes the best of a few scales, tried with error feedback; then descent and rescaling in turn.
     """
     groups, columns, rows = weight.shape
-    order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
+    order = columns_order(hessian)
     w = np.take_along_axis(weight, order[:, :, None], axis=1).astype(np.float32)
     ordered = np.stack([h[np.ix_(o, o)] for h, o in zip(hessian, order, strict=True)])
     unit = unit_upper(ordered).astype(np.float32)
@@ -152,9 +158,9 @@ def refit(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray) -> 
     return np.where(fitted > 0, fitted, scale)
 
 
-def unit_upper(hessian: Float64) -> NDArray:
+def unit_upper(hessian: NDArray) -> NDArray:
     """U of H = U D U^T: the Cholesky factor of H with rows and columns reversed, reversed back and normalized."""
-    upper = np.linalg.cholesky(hessian[:, ::-1, ::-1])[:, ::-1, ::-1]
+    upper = cholesky(hessian[:, ::-1, ::-1])[:, ::-1, ::-1]
     upper /= np.einsum("gkk->gk", upper).copy()[:, None, :]
     return upper
 

@@ -22,16 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64
-from ompq_deploy.quantize.gptq import damped, unit_upper
+from ompq_deploy.quantize.gptq import columns_order, damped
+from ompq_deploy.quantize.triangular import cholesky, solve_transposed
 
 STEPS = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03, 0.0)
-BLOCK = 128
-"""Rows of a triangular matrix that are solved for at once."""
 PROBES = 64
 """Random vectors that estimate a trace over more dimensions than this (Hutchinson)."""
 
 
-def shrunk(hessian: Float64, r: float) -> Float64:
+def shrunk(hessian: NDArray, r: float) -> NDArray:
     """H_r."""
     result = (1 - r) * hessian
     np.einsum("gkk->gk", result)[:] = np.einsum("gkk->gk", hessian)
@@ -41,35 +40,43 @@ def shrunk(hessian: Float64, r: float) -> Float64:
 def best_shrinkage(halves: tuple[Float64, Float64], damping: float, random: np.random.Generator) -> float:
     """r for the covariances of two halves of the samples, each damped as the whole will be.
 
-    The trace falls and then rises with r; from the largest r down, the search ends where it rises.
+    The trace falls and then rises with r: the search walks downhill from the middle of `STEPS`.
     """
-    order = np.argsort(-np.einsum("gkk->gk", halves[0] + halves[1]), axis=1, kind="stable")
+    order = columns_order(halves[0] + halves[1])[:, ::-1]
     first, second = (
-        np.stack([h[np.ix_(o, o)] for h, o in zip(half, order, strict=True)]) for half in halves
-    )  # as second_order_codes takes the columns
+        np.stack([h.astype(np.float32)[np.ix_(o, o)] for h, o in zip(half, order, strict=True)]) for half in halves
+    )  # the columns from the last that second_order_codes takes to the first, so that U becomes lower triangular
     probes = _probes(first.shape[1], random)
-    best, least = STEPS[0], np.inf
-    for r in STEPS:
-        left = _left(damped(shrunk(first, r), damping), second, probes)
-        left += _left(damped(shrunk(second, r), damping), first, probes)
-        if left > least:
+
+    def left(r: float) -> float:
+        try:
+            return sum(
+                _left(damped(shrunk(seen, r), damping), unseen, probes)
+                for seen, unseen in ((first, second), (second, first))
+            )
+        except np.linalg.LinAlgError:  # r so small that float32 takes the covariance for singular
+            return np.inf
+
+    best = len(STEPS) // 2
+    least = left(STEPS[best])
+    for way in (1, -1):
+        start = best
+        while 0 <= best + way < len(STEPS) and (value := left(STEPS[best + way])) < least:
+            best, least = best + way, value
+        if best != start:
             break
-        best, least = r, left
-    return best
+    return STEPS[best]
 
 
-def _left(hessian: Float64, other: Float64, probes: Float32) -> float:
-    """tr(U^-1 H' U^-T) summed over the groups, for H = U D U^T and H' = `other`; P P^T of `probes` P is about I."""
-    lower = unit_upper(hessian).astype(np.float32).swapaxes(1, 2)
-    errors = np.tile(probes, (len(lower), 1, 1))
-    for start in range(0, len(probes), BLOCK):
-        block = slice(start, start + BLOCK)
-        errors[:, block] -= lower[:, block, :start] @ errors[:, :start]
-        errors[:, block] = np.linalg.solve(lower[:, block, block], errors[:, block])
-    return float(np.einsum("gkp,gkp->", other.astype(np.float32) @ errors, errors))
+def _left(hessian: Float32, other: Float32, probes: Float32) -> float:
+    """tr(U^-1 H' U^-T) summed over the groups, for H = U D U^T and H' = `other`, in reversed order; P P^T of `probes` P
+    is about I. There L = U sqrt(D) is the Cholesky factor, and U^-T P = L^-T sqrt(D) P."""
+    lower = cholesky(hessian)
+    errors = solve_transposed(lower, np.einsum("gkk->gk", lower)[:, :, None] * probes)
+    return float(np.einsum("gkp,gkp->", other @ errors, errors))
 
 
-def _probes(dimensions: int, random: np.random.Generator) -> NDArray[np.float32]:
+def _probes(dimensions: int, random: np.random.Generator) -> Float32:
     if dimensions <= PROBES:
         return np.eye(dimensions, dtype=np.float32)
     signs = random.integers(0, 2, (dimensions, PROBES)) * 2 - 1
