@@ -24,6 +24,7 @@ from ompq_deploy.options import (
     OUT,
     PLANNING,
     TARGETS_WRITTEN,
+    THREADS,
     TRAINING,
     VERBOSITY,
     plan_settings,
@@ -145,7 +146,7 @@ def pareto(model: Path, **flags: Any) -> None:
     "--target", "targets", type=click.Choice(TARGETS), multiple=True, default=("onnx", "integer"), show_default=True
 )
 @ARITHMETIC
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="onnxruntime threads; 0: all cores.")
+@THREADS
 @OUT
 @VERBOSITY
 def quantize(plan_path: Path, **flags: Any) -> None:
@@ -154,8 +155,9 @@ def quantize(plan_path: Path, **flags: Any) -> None:
 
     out = flags["out"] or plan_path.parent
     written = verbs.write_models(
-        plan_path, flags["model"], flags["targets"], out, _listener(flags), arithmetic=flags["arithmetic"]
-    )
+        plan_path, flags["model"], flags["targets"], out, _listener(flags),
+        arithmetic=flags["arithmetic"], threads=flags["threads"],
+    )  # fmt: skip
     _print_written(written, flags)
 
 

@@ -22,6 +22,7 @@ from ompq_deploy.quantize.reconstruct import LOSSES
 from ompq_deploy.rules import Rules
 from ompq_deploy.settings import SOLVERS, TARGETS, PlanSettings
 from ompq_deploy.sizes import SIZES
+from ompq_deploy.threads import blas_threads
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +39,12 @@ def _stack(*decorators: Decorator) -> Decorator:
         return function
 
     return apply
+
+
+def _limit_blas(context: click.Context, _: click.Parameter, threads: int) -> int:
+    """BLAS on these threads until the command ends."""
+    context.with_resource(blas_threads(threads))
+    return threads
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -78,6 +85,13 @@ ARITHMETIC = click.option(
     show_default=True,
     help="How model.int.onnx rescales: by integers alone, or convolutions in float32 as TensorRT does.",
 )
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    callback=_limit_blas,
+    help="Threads of onnxruntime, torch and BLAS; 0: all cores granted, BLAS half of them.",
+)
 JUDGING = _stack(
     click.option("--eval", "eval_data", type=click.Path(path_type=Path), help="Labelled data: class folders or .npz."),
     click.option("--max-drop", type=float, help="Largest tolerated drop of top-1, in points (needs --eval)."),
@@ -95,7 +109,7 @@ DATA = _stack(
     click.option("--std", help="Per channel, comma separated, after division; overrides the preset."),
     click.option("--bgr/--rgb", default=None, help="Channel order of the input tensor."),
     click.option("--layout", type=click.Choice(("NCHW", "NHWC"), case_sensitive=False), help="Layout of the input."),
-    click.option("--threads", type=click.IntRange(min=0), default=0, help="onnxruntime threads; 0: all cores."),
+    THREADS,
 )  # fmt: skip
 PLANNING = _stack(
     click.option("--size", help="The budget: 6.7MB, 6.4MiB, 900000B or 60% of the float file."),

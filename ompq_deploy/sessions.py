@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from ompq_deploy.threads import resolved
+
 if TYPE_CHECKING:
     import onnxruntime as ort
 
@@ -15,12 +17,12 @@ LOST_OUTPUT = "Failed to find node output"
 
 
 def session_options(threads: int = 0) -> ort.SessionOptions:
-    """Options with `threads` threads, 0 meaning one per core, that log errors alone."""
+    """Options with `threads` threads, 0 meaning one per core granted, that log errors alone."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = resolved(threads)
     return options
 
 

@@ -104,11 +104,12 @@ def write_models(
     listener: Listener | None = None,
     *,
     arithmetic: str = DYADIC,
+    threads: int = 0,
 ) -> list[Path]:
     """The verb `quantize`: the ONNX files of an earlier plan; their paths."""
     watch = Stopwatch(listener)
     plan, document = load_plan(plan_path)
-    settings = PlanSettings.from_recorded(document["settings"])
+    settings = replace(PlanSettings.from_recorded(document["settings"]), threads=threads)
     names = []
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):

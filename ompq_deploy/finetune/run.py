@@ -26,6 +26,7 @@ from ompq_deploy.pipeline import (
 from ompq_deploy.plan_file import check_plan_fits, load_plan
 from ompq_deploy.prepare import load_model
 from ompq_deploy.settings import DeploySettings, PlanSettings
+from ompq_deploy.threads import resolved
 from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.torch_graph import require_torch
 
@@ -42,8 +43,8 @@ def finetune(model: Path, settings: FinetuneSettings, listener: Listener | None 
     from ompq_deploy.finetune.loop import train
     from ompq_deploy.finetune.task import make_task
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    if threads := resolved(settings.threads):
+        torch.set_num_threads(threads)
     plan, document = load_plan(settings.plan)
     judging = _judging(settings, PlanSettings.from_recorded(document["settings"]))
     preprocess = settings.preprocess or judging.plan.preprocess

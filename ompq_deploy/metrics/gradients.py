@@ -11,7 +11,6 @@ several times faster than torch's own threads, and gives the same sums in the sa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.heads import Heads
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import feeds, size_of
+from ompq_deploy.threads import granted
 from ompq_deploy.torch_graph.graph import TorchGraph
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def hessian_probes(problem: Problem, count: int) -> Float64:
 
 
 def _in_parallel(work: Callable[[_Batch], T], batches: Iterable[_Batch], threads: int) -> list[T]:
-    with ThreadPoolExecutor(threads or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads or granted(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, batches))
 
 

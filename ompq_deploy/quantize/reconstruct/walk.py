@@ -27,6 +27,7 @@ from ompq_deploy.quantize.reconstruct.blocks import Block, find_blocks
 from ompq_deploy.quantize.reconstruct.fisher import fisher_weights
 from ompq_deploy.quantize.reconstruct.learn import learn
 from ompq_deploy.quantize.reconstruct.prefix import Prefix, Tensors
+from ompq_deploy.threads import resolved
 from ompq_deploy.timing import Listener
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph
 from ompq_deploy.torch_graph.graph import best_device
@@ -120,9 +121,9 @@ def _resume(network: FakeQuantGraph, path: Path, run: dict[str, Any]) -> int:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Torch on `count` threads, 0 for as many as it likes."""
+    """Torch on `count` threads, 0 for as many as it likes of the cores granted."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(resolved(count) or before)
     try:
         yield
     finally:
