@@ -28,6 +28,7 @@ from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
 from ompq_deploy.passes.split_attention import split_attention
 from ompq_deploy.passes.split_einsum import split_einsum
 from ompq_deploy.passes.split_norms import split_norms
+from ompq_deploy.passes.split_pools import split_pools
 from ompq_deploy.placement import place_activations
 from ompq_deploy.wide_grids import place_wide
 
@@ -115,7 +116,8 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     origins = layer_origins(graph)
     changed = True
     while changed:
-        changed = fold_constants(graph) | split_norms(graph) | split_attention(graph) | split_einsum(graph)
+        changed = fold_constants(graph) | split_norms(graph) | split_pools(graph) | split_attention(graph)
+        changed |= split_einsum(graph)
         changed |= fuse_linear(graph) | fuse_layer_norm(graph) | fold_dimensions(graph)
         ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     _quiet_deduplication(graph)

@@ -270,6 +270,8 @@ CASES: dict[str, Build] = {
     "min": extreme("Min"),
     "reduce_l2": reduced("ReduceL2"),
     "normalized_to_length": normalized_to_length,
+    "lp_pool": after_conv("LpPool", kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]),
+    "global_lp_pool_of_cubes": after_conv("GlobalLpPool", p=3),
     "pad_with_half": padded_with(0.5, 0, 0, 1, 2, 0, 1, 0, 1),
     "pad_with_more_than_there_is": padded_with(3.0, 0, 2, 1, 0, axes=(3, -2)),
     "batch_norm": batch_norm,

@@ -286,6 +286,39 @@ def test_a_group_norm_is_written_out(tmp_path: Path) -> None:
     assert all(GraphIndex(graph.model).shapes[name] for node in graph.model.graph.node for name in node.output)
 
 
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 0, 1]},
+        {"kernel_shape": [2, 2], "dilations": [2, 1], "auto_pad": "SAME_UPPER"},
+    ],
+    ids=["global", "pads", "automatic pads"],
+)
+def test_lp_pools_are_written_out(p: int, settings: dict[str, Any], tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    kind = "LpPool" if settings else "GlobalLpPool"
+    pooled = g.node(kind, [g.conv("x", "first", 3, 6)], "pool", p=p, **settings)
+    path = models.save(
+        g.model(["N", 3, 6, 7], g.conv(pooled, "second", 6, 2), ["N", 2, "h", "w"], opset=21), tmp_path / "m.onnx"
+    )
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert kind not in {node.op_type for node in graph.model.graph.node}
+
+
+def test_an_lp_pool_with_windows_over_the_edge_stays(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    pooled = g.node("LpPool", [g.conv("x", "first", 3, 6)], "pool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    path = models.save(
+        g.model(["N", 3, 5, 5], g.conv(pooled, "second", 6, 2), ["N", 2, 3, 3], opset=21), tmp_path / "m.onnx"
+    )
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert "LpPool" in {node.op_type for node in graph.model.graph.node}
+
+
 OPSET_23 = pytest.mark.skipif(
     tuple(map(int, ort.__version__.split(".")[:2])) < (1, 23), reason="this onnxruntime knows no opset 23"
 )
