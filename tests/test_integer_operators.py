@@ -270,6 +270,7 @@ CASES: dict[str, Build] = {
     "min": extreme("Min"),
     "reduce_l2": reduced("ReduceL2"),
     "normalized_to_length": normalized_to_length,
+    "local_response_norm": after_conv("LRN", size=3, alpha=2.0, beta=0.75, bias=1.0),
     "lp_pool": after_conv("LpPool", kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]),
     "global_lp_pool_of_cubes": after_conv("GlobalLpPool", p=3),
     "pad_with_half": padded_with(0.5, 0, 0, 1, 2, 0, 1, 0, 1),

@@ -286,6 +286,16 @@ def test_a_group_norm_is_written_out(tmp_path: Path) -> None:
     assert all(GraphIndex(graph.model).shapes[name] for node in graph.model.graph.node for name in node.output)
 
 
+@pytest.mark.parametrize("settings", [{"size": 5}, {"size": 3, "alpha": 2.0, "beta": 0.5, "bias": 3.0}], ids=str)
+def test_a_local_response_norm_is_written_out(settings: dict[str, Any], tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    normal = g.node("LRN", [g.conv("x", "first", 3, 6)], "norm", **settings)
+    path = models.save(g.model(["N", 3, 4, 5], g.conv(normal, "second", 6, 2), ["N", 2, 4, 5]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert "LRN" not in {node.op_type for node in graph.model.graph.node}
+
+
 @pytest.mark.parametrize("p", [1, 2, 3])
 @pytest.mark.parametrize(
     "settings",

@@ -1,9 +1,11 @@
-"""Write GroupNormalization and RMSNormalization as operators that every stage knows, as exporters did before them.
+"""Write GroupNormalization, RMSNormalization and LRN as operators that every stage knows.
 
     GroupNormalization    y = gamma[c] (x - mean) / sqrt(var + eps) + beta[c]     over a group's channels and all axes
     RMSNormalization      y = gamma x / sqrt(mean(x^2) + eps)                     over the axes from `axis` on
+    LRN                   y = x (bias + alpha mean(x^2))^-beta                    over `size` neighbouring channels,
+                                                                                  zeros beyond the first and the last
 
-onnx 1.23 infers no shapes behind the former, and the integer-only model computes the parts.
+onnx 1.23 infers no shapes behind the first, and the integer-only model computes the parts.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
 DEFAULT_EPSILON = 1e-5
+LRN_DEFAULTS = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
 
 
 class _KnownRank(pattern.RewriteRuleClassBase):
@@ -57,10 +60,34 @@ class _RootMeanSquareNorm(_KnownRank):
         return op.Mul(op.Mul(x, op.Reciprocal(deviation)), gamma)
 
 
+class _LocalResponseNorm(_KnownRank):
+    def pattern(self, op, x):  # type: ignore[no-untyped-def]
+        """The node to replace, with any settings."""
+        return op.LRN(x, _allow_other_attributes=True, _outputs=["y"])
+
+    def rewrite(self, op, x, y):  # type: ignore[no-untyped-def]
+        """The formula; the channels become an axis that AveragePool slides along."""
+        settings = y.producer().attributes
+        size = settings["size"].as_int()
+        alpha, beta, bias = (
+            settings[name].as_float() if name in settings else default for name, default in LRN_DEFAULTS.items()
+        )
+        others = [0] * (len(x.shape) - 2)
+        mean = op.AveragePool(
+            op.Unsqueeze(op.Mul(x, x), op.Constant(value_ints=[1])),
+            kernel_shape=[size] + [1] * len(others),
+            pads=[(size - 1) // 2, *others, size // 2, *others],
+            count_include_pad=1,
+        )
+        mean = op.Mul(op.Squeeze(mean, op.Constant(value_ints=[1])), op.Constant(value_float=alpha))
+        return op.Mul(x, op.Pow(op.Add(mean, op.Constant(value_float=bias)), op.Constant(value_float=-beta)))
+
+
 def _epsilon(settings: Mapping[str, ir.Attr]) -> float:
     return float(settings["epsilon"].as_float()) if "epsilon" in settings else DEFAULT_EPSILON
 
 
 def split_norms(model: ir.Model) -> bool:
     """Rewrite in place; True if anything changed."""
-    return rewriter.RewriteRuleSet([_GroupNorm.rule(), _RootMeanSquareNorm.rule()]).apply_to_model(model) > 0
+    rules = [_GroupNorm.rule(), _RootMeanSquareNorm.rule(), _LocalResponseNorm.rule()]
+    return rewriter.RewriteRuleSet(rules).apply_to_model(model) > 0
