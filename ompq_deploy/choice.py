@@ -14,6 +14,7 @@ from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, round_weights, score
 from ompq_deploy.quantize import quantize
+from ompq_deploy.quantize.columns import parts
 from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.runner import run_model, select
 from ompq_deploy.settings import PlanSettings
@@ -34,7 +35,7 @@ def refines(settings: PlanSettings) -> bool:
 def work(graph: PreparedGraph, samples: int) -> int:
     """What refining one plan costs: the multiply-accumulates of all samples, and K^3 for each covariance (K, K) of a
     layer's inputs, which is factored."""
-    factored = sum(layer.groups * (layer.numel // layer.channels) ** 3 for layer in graph.layers)
+    factored = sum(layer.groups * (layer.numel // layer.channels) ** 3 // parts(layer) ** 2 for layer in graph.layers)
     return samples * sum(layer.macs for layer in graph.layers) + factored
 
 

@@ -51,6 +51,17 @@ def test_feedback_trades_weight_error_for_output_error(shape: tuple[int, int, in
     assert less < 0.8
 
 
+@pytest.mark.parametrize("shape", SHAPES[1:3])
+def test_groups_that_share_scales(shape: tuple[int, int, int]) -> None:
+    weight, hessian, _ = problem(shape)
+    codes, scale = second_order_codes(weight, hessian, 4, shared=True)
+    np.testing.assert_array_equal(scale, np.broadcast_to(scale[0], scale.shape))
+    rows = weight.transpose(2, 0, 1).reshape(shape[2], -1).astype(np.float32)
+    plain = np.broadcast_to(best_scale(rows, 4), scale.shape)
+    error = output_error(weight, nearest(weight, plain, 4), plain, hessian).sum()
+    assert output_error(weight, codes, scale, hessian).sum() < 0.8 * error
+
+
 def test_feedback_without_correlation_rounds_to_nearest() -> None:
     weight, _, scale = problem((3, 20, 7))
     diagonal = np.random.default_rng(1).uniform(0.1, 5, (3, 20))

@@ -95,8 +95,33 @@ def automatic_pads() -> onnx.ModelProto:
     return g.model(["N", 3, 16, 16], x, ["N", 3, 16, 16])
 
 
+def grouped_transposes() -> onnx.ModelProto:
+    """ConvTransposes whose groups share the scales of their output channels, with and without a bias."""
+    g = models.GraphBuilder(7)
+    x = g.node("Relu", [g.conv("x", "first", 3, 8)], "relu")
+    for name, inputs in (("plain", []), ("biased", [g.constant(np.ones(8, np.float32), "bias")])):
+        weight = g.constant((g.random.standard_normal((8, 4, 3, 3)) / 6).astype(np.float32), f"{name}_weight")
+        x = g.node(
+            "Relu", [g.node("ConvTranspose", [x, weight, *inputs], name, group=2, strides=[2, 2])], f"{name}_relu"
+        )
+    return g.model(["N", 3, 6, 6], g.conv(x, "last", 8, 2), ["N", 2, 27, 27])
+
+
+def test_a_layer_of_many_inputs_is_rounded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, samples, captured = prepared(varied_network(), tmp_path)
+    others, plan = smooth_samples(graph, seed=1), uniform_plan(graph, 3)
+    whole, nearest = (
+        output_error(quantize(graph, captured, plan, QuantizeSettings(effort=effort), samples=samples), others)
+        for effort in ("default", "quick")
+    )
+    monkeypatch.setattr(columns, "MOST_COLUMNS", 70)
+    assert [columns.parts(layer) for layer in graph.layers] == [1, 2, 1, 3, 4, 2]
+    quantized = quantize(graph, captured, plan, QuantizeSettings(effort="default"), samples=samples)
+    assert whole != output_error(quantized, others) < 0.8 * nearest
+
+
 @pytest.mark.parametrize("bits", [3, 4])
-@pytest.mark.parametrize("network", [models.residual_network, varied_network])
+@pytest.mark.parametrize("network", [models.residual_network, varied_network, grouped_transposes])
 def test_less_error_than_rounding_on_other_samples(
     network: Callable[[], onnx.ModelProto], bits: int, tmp_path: Path
 ) -> None:

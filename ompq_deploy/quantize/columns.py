@@ -5,7 +5,8 @@ ConvTranspose   the Conv with the kernel flipped, pads dilation (k - 1) - pad, a
                 between its elements: index r of that input is element r / stride of the real one, or zero
 Gemm, MatMul    x[0, k, p] = input[n, p, k], p running over the axes between the first and the last, and over n too
 
-Groups lead, and a column of W is a row here: weight (G, K, R), inputs (G, K, P), outputs (G, R, P).
+Groups lead, and a column of W is a row here: weight (G, K, R), inputs (G, K, P), outputs (G, R, P). A layer of one
+group and very many inputs is taken in parts of fewer, as if these were groups: (N, K / N, R) and (N, K / N, P).
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Layer
 from ompq_deploy.graph_index import attributes
+
+MOST_COLUMNS = 4608
+"""A 3 x 3 kernel on 512 channels. The covariances of a first fully connected layer (9,216 inputs in AlexNet, 25,088 in
+VGG) would take gigabytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,20 @@ def window_of(
         return Window(kernel=kernel, strides=strides, dilations=dilations, begins=begins, spread=ones)
     flipped = tuple(r - begin for r, begin in zip(reach, begins, strict=True))
     return Window(kernel=kernel, strides=ones, dilations=dilations, begins=flipped, spread=strides)
+
+
+def parts(layer: Layer) -> int:
+    """The parts N of a layer's inputs, as few as keep each within `MOST_COLUMNS`; 1 for a layer of several groups."""
+    columns = layer.numel // layer.channels
+    if layer.groups > 1:
+        return 1
+    return next(n for n in range(1, columns + 1) if columns % n == 0 and columns // n <= MOST_COLUMNS)
+
+
+def in_parts(layer: Layer, x: NDArray) -> NDArray:
+    """A weight or inputs (G, K, ...) as (G N, K / N, ...)."""
+    count = parts(layer)
+    return x.reshape(len(x) * count, x.shape[1] // count, *x.shape[2:])
 
 
 def weight_columns(layer: Layer, weight: NDArray) -> NDArray:

@@ -29,7 +29,8 @@ ROUNDOFF = 1e-12
 @dataclass(frozen=True, kw_only=True)
 class Moments:
     """`hessian` (G, K, K), `cross` (G, K, R), `input_mean` (G, K) and `output_mean` (G, R), all float64; `count` sums
-    up the weights of the positions."""
+    up the weights of the positions. `cross` is (G, K, 0) where it was not asked for; G is 1 in `output_mean` where the
+    groups of the inputs are parts of one."""
 
     count: float
     hessian: Float64
@@ -40,10 +41,11 @@ class Moments:
     def around_zero(self, bias: Float64) -> Moments:
         """Mean X X^T and mean X (Y - bias)^T, for a bias (G, R) that has to stay as it is."""
         output_mean = self.output_mean - bias
+        crossed = output_mean[:, None, : self.cross.shape[2]]
         return Moments(
             count=self.count,
             hessian=self.hessian + self.input_mean[:, :, None] * self.input_mean[:, None, :],
-            cross=self.cross + self.input_mean[:, :, None] * output_mean[:, None, :],
+            cross=self.cross + self.input_mean[:, :, None] * crossed,
             input_mean=self.input_mean,
             output_mean=output_mean,
         )
@@ -52,20 +54,21 @@ class Moments:
         """The moments of the positions of both."""
         share = other.count / (self.count + other.count)
         dx, dy = other.input_mean - self.input_mean, other.output_mean - self.output_mean
-        between = share * (1 - share) * dx
+        between, crossed = share * (1 - share) * dx, dy[:, None, : self.cross.shape[2]]
         return Moments(
             count=self.count + other.count,
             hessian=(1 - share) * self.hessian + share * other.hessian + between[:, :, None] * dx[:, None, :],
-            cross=(1 - share) * self.cross + share * other.cross + between[:, :, None] * dy[:, None, :],
+            cross=(1 - share) * self.cross + share * other.cross + between[:, :, None] * crossed,
             input_mean=self.input_mean + share * dx,
             output_mean=self.output_mean + share * dy,
         )
 
 
 class Accumulator:
-    """Adds up the moments of one layer."""
+    """Adds up the moments of one layer; `cross` with those of inputs and outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cross: bool = True) -> None:
+        self._cross = cross
         self._count = 0.0
         self._sums: list[Float64] = []
         self._around: list[Float32] = []
@@ -94,7 +97,7 @@ class Accumulator:
         weighted_x, weighted_y = (x, y) if weights is None else (x * weights, y * weights)
         sums = [
             weighted_x @ x.swapaxes(1, 2),
-            weighted_x @ y.swapaxes(1, 2),
+            weighted_x @ (y if self._cross else y[:, :0]).swapaxes(1, 2),
             weighted_x.sum(axis=2, dtype=np.float64),
             weighted_y.sum(axis=2, dtype=np.float64),
         ]
@@ -115,7 +118,7 @@ class Accumulator:
         return Moments(
             count=self._count,
             hessian=hessian,
-            cross=cross - dx[:, :, None] * dy[:, None, :],
+            cross=cross - dx[:, :, None] * dy[:, None, : cross.shape[2]],
             input_mean=input_mean,
             output_mean=output_mean,
         )

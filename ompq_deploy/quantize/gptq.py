@@ -72,11 +72,11 @@ def output_error(weight: NDArray, codes: NDArray, scale: NDArray, hessian: NDArr
 
 
 def second_order_codes(
-    weight: NDArray, hessian: Float64, bits: Bits, least: Float32 | None = None
+    weight: NDArray, hessian: Float64, bits: Bits, least: Float32 | None = None, *, shared: bool = False
 ) -> tuple[NDArray[np.int8], Float32]:
     """Codes int8 (G, K, R) and positive scales float32 (G, R), none below `least`, of small E(Q).
 
-    `hessian` must be positive definite.
+    `hessian` must be positive definite. Row r has one scale in all groups where it is `shared`.
 
     Each row takes the best of a few scales, tried with error feedback; then descent and rescaling in turn.
     """
@@ -93,18 +93,18 @@ def second_order_codes(
     at_once = max(NUMBERS // (groups * min(columns, BLOCK)), 1)
     for first in range(0, rows, at_once):
         some = slice(first, first + at_once)
-        codes[:, :, some], scale[:, some] = _descended(w[:, :, some], h, unit, of_row[some], least[:, some])
+        codes[:, :, some], scale[:, some] = _descended(w[:, :, some], h, unit, of_row[some], least[:, some], shared)
     back = np.argsort(order, axis=1)
     return np.take_along_axis(codes, back[:, :, None], axis=1).astype(np.int8), scale
 
 
 def _descended(
-    weight: Float32, hessian: Float32, unit: Float32, bits: IntArray, least: Float32
+    weight: Float32, hessian: Float32, unit: Float32, bits: IntArray, least: Float32, shared: bool
 ) -> tuple[Float32, Float32]:
-    codes, scale = _best_feedback(weight, hessian, unit, bits, least)
+    codes, scale = _best_feedback(weight, hessian, unit, bits, least, shared)
     for _ in range(SWEEPS if weight.shape[1] <= SEARCHED_COLUMNS else 1):
         codes = descend(weight, hessian, scale, codes, bits)
-        scale = np.maximum(refit(weight, hessian, scale, codes), least)
+        scale = np.maximum(refit(weight, hessian, scale, codes, shared), least)
     return descend(weight, hessian, scale, codes, bits), scale
 
 
@@ -150,11 +150,11 @@ def _limits(bits: Bits) -> tuple[Float32, Float32]:
     return -half, half - 1
 
 
-def refit(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray) -> NDArray:
+def refit(weight: NDArray, hessian: NDArray, scale: NDArray, codes: NDArray, shared: bool = False) -> NDArray:
     """The scale of least E(Q) for fixed codes; the old one where that would not be positive."""
     weighted = hessian @ codes
-    energy = np.einsum("gkr,gkr->gr", weighted, codes)
-    fitted = np.divide(np.einsum("gkr,gkr->gr", weighted, weight), energy, out=scale.copy(), where=energy > 0)
+    energy, product = (_over_groups(np.einsum("gkr,gkr->gr", weighted, x), shared) for x in (codes, weight))
+    fitted = np.divide(product, energy, out=scale.copy(), where=energy > 0)
     return np.where(fitted > 0, fitted, scale)
 
 
@@ -166,15 +166,17 @@ def unit_upper(hessian: NDArray) -> NDArray:
 
 
 def _best_feedback(
-    weight: Float32, hessian: Float32, unit: Float32, bits: IntArray, least: Float32
+    weight: Float32, hessian: Float32, unit: Float32, bits: IntArray, least: Float32, shared: bool
 ) -> tuple[Float32, Float32]:
     """The codes and scales of least E(Q) among the scales tried, row by row."""
     groups, columns, rows = weight.shape
     start = np.empty((groups, rows), np.float32)
     for width in np.unique(bits):
-        same = weight[:, :, bits == width]
-        flat = np.ascontiguousarray(same.swapaxes(1, 2)).reshape(-1, columns)
-        start[:, bits == width] = best_scale(flat, int(width)).reshape(groups, -1)
+        same = weight[:, :, bits == width].swapaxes(1, 2)  # (G, R, K)
+        if shared:
+            same = same.swapaxes(0, 1).reshape(1, -1, groups * columns)
+        flat = np.ascontiguousarray(same).reshape(-1, same.shape[2])
+        start[:, bits == width] = best_scale(flat, int(width)).reshape(len(same), -1)
     ratios = np.ones((1, rows), np.float32)
     if columns <= SEARCHED_COLUMNS:
         smallest = np.array([SHRINKAGE[int(width)] for width in bits])
@@ -185,7 +187,12 @@ def _best_feedback(
     repeated = np.tile(weight, (1, 1, tries))
     scale = candidates.reshape(groups, -1)
     codes = feedback(repeated, unit, scale, np.tile(bits, tries))
-    error = output_error(repeated, codes, scale, hessian).reshape(groups, tries, rows)
+    error = _over_groups(output_error(repeated, codes, scale, hessian), shared).reshape(groups, tries, rows)
     best = error.argmin(axis=1)[:, None]  # (G, 1, R)
     found = np.take_along_axis(codes.reshape(groups, columns, tries, rows), best[:, None], axis=2)
     return found[:, :, 0], np.take_along_axis(candidates, best, axis=1)[:, 0]
+
+
+def _over_groups(values: NDArray, shared: bool) -> NDArray:
+    """`values` (G, R), in every group the sum over groups where these share their scales."""
+    return np.broadcast_to(values.sum(axis=0), values.shape) if shared else values

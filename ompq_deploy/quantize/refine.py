@@ -6,6 +6,7 @@ Two streams walk through the graph side by side, the float one and the quantized
     W' = argmin ||Y - W' X' - b'||^2          Q, s = second_order_codes(W')        b = mean Y - s Q mean X'
 
 (`gptq.py`, with the covariance of X' shrunk as `shrinkage.py` says), then the quantized stream goes on with s Q and b.
+A layer of very many inputs is rounded in parts of fewer (`columns.parts`), and W' is W there.
 The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift. Few images
 are repeated, flipped and shifted: that fills covariances where the feature map is small. `--effort extensive` weights
 positions of the output by what they matter to the network's (`reconstruct/fisher.py`).
@@ -32,7 +33,6 @@ from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
 from ompq_deploy.quantize.shrinkage import STEPS, best_shrinkage, shrunk
 from ompq_deploy.quantize.stream import Head, Stream, pieces
-from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 DAMPING = 0.01
 TARGET_DAMPING = 1.0
@@ -111,7 +111,8 @@ def measure(
     random = np.random.default_rng([seed, len(node.name), *node.name.encode()])
     grid = grids.get(node.input[0])
     zero = 0 if grid is None else grid.zero_point
-    sums = (Accumulator(), Accumulator())
+    whole = columns.parts(layer) == 1
+    sums = (Accumulator(cross=whole), Accumulator(cross=whole))
 
     def watch(batch: int, output: NDArray) -> None:
         share = MAX_POSITIONS // (len(quantized) * len(output))
@@ -126,7 +127,7 @@ def measure(
             if grid is not None:
                 inputs = (inputs.astype(np.float32) - zero) * np.float32(grid.scale)
             counts = None if weights is None else weights[place[rows]][:, positions].reshape(-1)
-            half.add(inputs, columns.output_rows(layer, y, positions), counts)
+            half.add(columns.in_parts(layer, inputs), columns.output_rows(layer, y, positions), counts)
 
     exact.step(tap=node.output[0], watch=watch)
     return tuple(half.moments() for half in sums if half)
@@ -134,27 +135,26 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class RoundingProblem:
-    """One layer's W' (G, K, R) and damped H (G, K, K), as `gptq.py` takes them; None where W is rounded to nearest."""
+    """One layer's W' (G, K, R) and damped H (G, K, K), as `gptq.py` takes them."""
 
     layer: Layer
-    weight: Float32
-    target: NDArray | None = None
-    hessian: NDArray | None = None
+    target: NDArray
+    hessian: NDArray
 
     def codes(self, widths: Sequence[int], least: Float32) -> list[tuple[NDArray[np.int8], Float32]]:
         """At each width codes of the weight's shape and scales per channel, none below `least`."""
-        axis = self.layer.channel_axis
-        if self.target is None or self.hessian is None:
-            nearest = ((bits, quantize_weight(self.weight, bits, axis)) for bits in widths)
-            return [widen_for_bias(self.weight, codes, s, least, bits, axis) for bits, (codes, s) in nearest]
         groups, _, rows = self.target.shape
-        count = len(widths)
+        count, shared = len(widths), groups * rows > self.layer.channels
+        floor = np.broadcast_to(least.reshape(-1, rows), (groups, rows))
         found, scale = gptq.second_order_codes(
-            np.tile(self.target, count), self.hessian, np.repeat(widths, rows),
-            np.tile(least.reshape(groups, rows), count),
-        )  # fmt: skip
+            np.tile(self.target, count), self.hessian, np.repeat(widths, rows), np.tile(floor, count), shared=shared
+        )
+        found = found.reshape(self.layer.groups, -1, found.shape[2])  # parts joined
         return [
-            (np.ascontiguousarray(columns.weight_from_columns(self.layer, codes)), scales.reshape(-1))
+            (
+                np.ascontiguousarray(columns.weight_from_columns(self.layer, codes)),
+                (scales[0] if shared else scales.reshape(-1)).copy(),
+            )
             for codes, scales in zip(np.split(found, count, axis=2), np.split(scale, count, axis=1), strict=True)
         ]
 
@@ -168,27 +168,26 @@ def rounding_problem(
     settings: RefineSettings,
 ) -> RoundingProblem:
     """The problem that the `moments` of all samples pose; `halves` are those of either half."""
-    if layer.op == "ConvTranspose" and layer.groups > 1:  # its groups share their scales
-        return RoundingProblem(layer=layer, weight=weight)
     if not settings.bias_correction:
         bias = np.asarray(biases.get(layer.name, 0.0), np.float64)
-        rows = np.broadcast_to(bias, layer.channels).reshape(moments.output_mean.shape)
+        rows = np.broadcast_to(bias, moments.output_mean.size).reshape(moments.output_mean.shape)
         moments = moments.around_zero(rows)
         halves = tuple(half.around_zero(rows) for half in halves)
-    w = columns.weight_columns(layer, weight)
-    cross, seen = moments.cross.astype(np.float32), moments.hessian.astype(np.float32)
-    target = gptq.least_squares_target(w, cross, seen, TARGET_DAMPING)
+    target = columns.in_parts(layer, columns.weight_columns(layer, weight))
+    if columns.parts(layer) == 1:
+        cross, seen = moments.cross.astype(np.float32), moments.hessian.astype(np.float32)
+        target = gptq.least_squares_target(target, cross, seen, TARGET_DAMPING)
     r = STEPS[0]  # one sample does not tell what varies by chance
     if len(halves) == 2:
         random = np.random.default_rng(settings.seed)
         r = best_shrinkage((halves[0].hessian, halves[1].hessian), DAMPING, random)
     hessian = gptq.damped(shrunk(moments.hessian, r), DAMPING)
-    return RoundingProblem(layer=layer, weight=weight, target=target, hessian=hessian)
+    return RoundingProblem(layer=layer, target=target, hessian=hessian)
 
 
 def _mean_matching_bias(q: QuantizedLayer, moments: Moments) -> Float32:
     values = columns.weight_columns(q.layer, _values(q)).astype(np.float64)
-    mean = np.einsum("gkr,gk->gr", values, moments.input_mean)
+    mean = np.einsum("gkr,gk->gr", values, moments.input_mean.reshape(values.shape[:2]))
     return (moments.output_mean - mean).reshape(-1).astype(np.float32)
 
 
