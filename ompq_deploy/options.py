@@ -162,6 +162,8 @@ PLANNING = _stack(
     click.option("--bias-correction/--no-bias-correction", default=True, show_default=True),
     click.option("--equalize/--no-equalize", default=False, show_default=True,
                  help="Balance weight ranges across layers first."),
+    click.option("--smooth/--no-smooth", default=True, show_default=True,
+                 help="Multiply the channels of very uneven activations in front of the layers that read them."),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
@@ -240,6 +242,7 @@ def plan_settings(flags: dict[str, Any]) -> PlanSettings:
             reconstruct_drop=flags["reconstruct_drop"],
             bias_correction=flags["bias_correction"],
             equalize=flags["equalize"],
+            smooth=flags["smooth"],
         ),
         seed=flags["seed"],
         threads=flags["threads"],

@@ -23,6 +23,7 @@ from ompq_deploy.artifacts import (
 )
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
+from ompq_deploy.capture.channels import channel_ranges
 from ompq_deploy.choice import choose_plan, refines
 from ompq_deploy.contest import Contest
 from ompq_deploy.engine_fit import fit_engine
@@ -41,9 +42,10 @@ from ompq_deploy.grids_file import GRIDS_FILE, grids_document
 from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.passes.equalize import equalize
+from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smooth
 from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
-from ompq_deploy.prepare import prepare
+from ompq_deploy.prepare import prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document, write_html
@@ -104,9 +106,8 @@ class _Results:
 def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizing: bool = True) -> Planned:
     """Prepare, capture, score and allocate. What only the quantization reads is captured if that is to follow."""
     with watch.stage("prepare"):
-        graph = prepare_graph(model, settings)
+        graph, samples, smoothing = calibrated_graph(model, settings)
         problem = allocation(graph, settings)
-        samples = calibration_samples(graph, settings)
     with watch.stage("capture"):
         captured = run_capture(graph, samples, settings, histograms=quantizing or refines(settings))
 
@@ -123,7 +124,7 @@ def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizi
     else:
         plan, (contest, note) = choose(problem.sizes)
     document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
-    document |= {"contest": contest.document() if contest else None, "metric_note": note}
+    document |= {"contest": contest.document() if contest else None, "metric_note": note, "smoothing": smoothing}
     return Planned(graph=graph, samples=samples, capture=captured, plan=plan, document=document)
 
 
@@ -140,10 +141,24 @@ def engine_measure(graph: PreparedGraph, captured: Capture) -> Callable[[BitPlan
     return measure
 
 
-def prepare_graph(model: Path, settings: PlanSettings) -> PreparedGraph:
-    """The canonical graph, its weights balanced across layers where the settings ask for it."""
+def prepare_graph(model: Path, settings: PlanSettings, smoothing: Smoothing | None = None) -> PreparedGraph:
+    """The canonical graph, its weights balanced across layers where the settings ask for it, its activations smoothed
+    as a plan.json says."""
     graph = prepare(model)
-    return equalize(graph).graph if settings.quantize.equalize else graph
+    if settings.quantize.equalize:
+        graph = equalize(graph).graph
+    return rewritten(graph, smooth(graph, smoothing)) if smoothing else graph
+
+
+def calibrated_graph(model: Path, settings: PlanSettings) -> tuple[PreparedGraph, Samples, Smoothing]:
+    """The graph, smoothed on the samples where the settings allow it, the samples, and what was smoothed."""
+    graph = prepare_graph(model, settings)
+    samples = calibration_samples(graph, settings)
+    if not settings.quantize.smooth:
+        return graph, samples, {}
+    axes = {candidate.tensor: candidate.axis for candidate in candidates(graph)}
+    smoothing = find_smoothing(graph, channel_ranges(graph, axes, samples, settings.threads)) if axes else {}
+    return (rewritten(graph, smooth(graph, smoothing)) if smoothing else graph), samples, smoothing
 
 
 def calibration_samples(graph: PreparedGraph, settings: PlanSettings) -> Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,25 +51,32 @@ def prepare(path: Path | str) -> PreparedGraph:
     _refuse_quantized(original, path)
     _refuse_bad_weights(original, path)
     model = canonicalize(original, path)
-    index = GraphIndex(model)
-    layers = find_layers(index)
-    if not layers:
-        raise BadInput(
-            "the model has no layer to quantize",
-            where=str(path),
-            fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are float32 constants",
-        )
-    activations = place_activations(index, layers)
-    return PreparedGraph(
+    bare = PreparedGraph(
         model=model,
-        layers=layers,
-        activations=activations,
-        wide=place_wide(index, layers, activations),
+        layers=(),
+        activations=(),
         batch=_fixed_batch(model),
         source=path,
         sha256=sha256_of(path),
         float_bytes=original.ByteSize(),
     )
+    graph = rewritten(bare, model)
+    if not graph.layers:
+        raise BadInput(
+            "the model has no layer to quantize",
+            where=str(path),
+            fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are float32 constants",
+        )
+    return graph
+
+
+def rewritten(graph: PreparedGraph, model: onnx.ModelProto) -> PreparedGraph:
+    """The graph with another canonical model of the same network, its layers and grids listed."""
+    index = GraphIndex(model)
+    layers = find_layers(index)
+    activations = place_activations(index, layers)
+    wide = place_wide(index, layers, activations)
+    return replace(graph, model=model, layers=layers, activations=activations, wide=wide)
 
 
 def load_model(path: Path) -> onnx.ModelProto:

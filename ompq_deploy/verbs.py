@@ -31,6 +31,7 @@ from ompq_deploy.pipeline import (
     QDQ_FILE,
     TENSORRT_FILE,
     WRITTEN,
+    calibrated_graph,
     calibration_samples,
     hold_budget,
     make_plan,
@@ -40,7 +41,7 @@ from ompq_deploy.pipeline import (
 )
 from ompq_deploy.plan_file import check_plan_fits, load_plan, versions
 from ompq_deploy.planning import allocation
-from ompq_deploy.prepare import load_model, prepare
+from ompq_deploy.prepare import load_model
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report.front import front_svg
 from ompq_deploy.settings import PlanSettings
@@ -76,9 +77,8 @@ def write_pareto(
     seen: dict[str, Scores] = {}
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            graph = prepare(model)
+            graph, samples, _ = calibrated_graph(model, settings)
             problem = allocation(graph, settings)
-            samples = calibration_samples(graph, settings)
         with watch.stage("capture"):
             captured = run_capture(graph, samples, settings, histograms=refines(settings))
 
@@ -113,7 +113,7 @@ def write_models(
     names = []
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            graph = prepare_graph(model or Path(document["model"]["path"]), settings)
+            graph = prepare_graph(model or Path(document["model"]["path"]), settings, document.get("smoothing"))
             check_plan_fits(plan, document, graph, plan_path)
             samples = calibration_samples(graph, settings)
         with watch.stage("capture"):
@@ -225,7 +225,8 @@ def _read_plan(folder: Path, model: Path | None) -> tuple[PreparedGraph, BitPlan
     """The float model's graph as that run had it, its plan, and its document."""
     plan, document = load_plan(folder / PLAN_FILE)
     settings = PlanSettings.from_recorded(document["settings"])
-    return prepare_graph(model or Path(document["model"]["path"]), settings), plan, document
+    graph = prepare_graph(model or Path(document["model"]["path"]), settings, document.get("smoothing"))
+    return graph, plan, document
 
 
 def eval_model(model: Path, data: Path, preprocess: Preprocess | None, threads: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def finetune(model: Path, settings: FinetuneSettings, listener: Listener | None 
         watch = Stopwatch(tell)
         with OutputFolder(settings.out) if world.first else nullcontext() as out:
             with watch.stage("prepare"):
-                graph = prepare_graph(model, judging.plan)
+                graph = prepare_graph(model, judging.plan, document.get("smoothing"))
                 check_plan_fits(plan, document, graph, settings.plan)
                 samples = calibration_samples(graph, judging.plan)
                 labelled = evaluation_data(graph, replace(judging, plan=replace(judging.plan, preprocess=preprocess)))

@@ -88,7 +88,7 @@ def scale_inputs(layer: Layer, weight: Float32, factor: NDArray) -> Float32:
 
 def _pairs(index: GraphIndex, layers: tuple[Layer, ...]) -> Iterator[tuple[Layer, Layer]]:
     """Layers of one node each, the second reading nothing but what the first makes, and nobody else reading it."""
-    by_node = {layer.name: layer for layer in layers if _alone(index, layer)}
+    by_node = {layer.name: layer for layer in layers if alone(index, layer)}
     for layer in by_node.values():
         tensor = index.nodes[layer.name].output[0]
         reader = index.only_consumer(tensor)
@@ -99,7 +99,7 @@ def _pairs(index: GraphIndex, layers: tuple[Layer, ...]) -> Iterator[tuple[Layer
             yield layer, second
 
 
-def _alone(index: GraphIndex, layer: Layer) -> bool:
+def alone(index: GraphIndex, layer: Layer) -> bool:
     """Whether a layer is one node whose weight and bias nobody shares; ConvTranspose is left as it is."""
     constants = [name for name in index.nodes[layer.name].input[1:] if name]
     return (

@@ -57,8 +57,9 @@ ACTIVATION_GRIDS = ("asymmetric", SYMMETRIC_GRIDS)
 class QuantizeSettings:
     """`effort` is how hard to work on the rounding, `augment` how few images become more to round by (`augment.py`);
     how activations are calibrated, and on which kind of grid; whether biases absorb the mean error; whether the
-    prepared graph's weights are balanced across layers beforehand (`passes/equalize.py`). `reconstruct_loss` and
-    `reconstruct_drop` are `loss` and `drop` of `ReconstructSettings`, which the effort extensive reads."""
+    prepared graph's weights are balanced across layers beforehand (`passes/equalize.py`), and activations of very
+    uneven channels smoothed (`passes/smooth.py`). `reconstruct_loss` and `reconstruct_drop` are `loss` and `drop` of
+    `ReconstructSettings`, which the effort extensive reads."""
 
     effort: str = "default"
     augment: str = "auto"
@@ -66,6 +67,7 @@ class QuantizeSettings:
     activation_grid: str = "asymmetric"
     bias_correction: bool = True
     equalize: bool = False
+    smooth: bool = True
     reconstruct_loss: str = "squared"
     reconstruct_drop: float = 0.5
 

@@ -1,0 +1,155 @@
+"""Smoothing: bring the channels of an activation closer to one range where a layer reads it, and its weights make up.
+
+    x'_c = x_c 2^-k_c        W'_c = 2^k_c W_c        W' x' = W x exactly
+
+One grid serves all channels of an activation, so that a channel a hundred times smaller than another falls on a step or
+two: one tensor of YOLOX-nano costs its heads more than all 127 others together. 2^k_c is near s_c, where r_c is the
+largest |x_c| of the calibration samples and w_c the largest weight that reads it (Xiao et al., "SmoothQuant", ICML
+2023, eq. 4 with alpha 1/2; 1 for depthwise layers, whose channels have scales of their own):
+
+    s_c = sqrt(r_c / w_c)    or    r_c,        divided by the largest
+
+A channel is off by its step d_c, or, where that is coarse, by all that it holds. The readers' outputs are then off by
+
+    sqrt( sum_c |W_c|^2 min(d_c, 2 r_c)^2 )      d_c = 2^k_c max_j (r_j 2^-k_j) / 255      up to a constant
+
+An activation is smoothed where this falls by `LEAST_GAIN`, since the multiplication stays in the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph
+from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.passes.equalize import alone, input_ranges, scale_inputs
+
+LEVELS = 255
+LEAST_GAIN = 4.0
+SMALLEST = -4
+"""Least k: a channel that calibration hardly saw may be larger on other samples, and the integer-only model, which has
+x on a grid of 16 bits, keeps 12 of them; with 10, one value in twelve rounds to another step than in the Q/DQ model."""
+MOST = 1 / 8
+"""Largest share of the activations on grids that is smoothed, those that gain most, for the same reason."""
+
+Smoothing = Mapping[str, Sequence[int]]
+"""k of every channel, by activation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An activation, the layers that read it, and its axis of channels, from the end."""
+
+    tensor: str
+    readers: tuple[Layer, ...]
+    axis: int
+
+
+def candidates(graph: PreparedGraph) -> list[Candidate]:
+    """Activations that nodes make and layers alone read, all of which can take factors into their weights."""
+    index = GraphIndex(graph.model)
+    reading: dict[str, list[Layer]] = {}
+    for layer in graph.layers:
+        for tensor in set(layer.inputs):
+            reading.setdefault(tensor, []).append(layer)
+    found = []
+    for tensor, layers in reading.items():
+        axes = {1 - len(layer.shape) if layer.op == "Conv" else -1 for layer in layers}
+        alike = len(axes) == 1 and all(_takes_factors(index, layer) for layer in layers)
+        if alike and _read_by_layers_alone(index, tensor, layers):
+            found.append(Candidate(tensor=tensor, readers=tuple(layers), axis=axes.pop()))
+    return found
+
+
+def find_smoothing(graph: PreparedGraph, ranges: Mapping[str, Float64]) -> dict[str, list[int]]:
+    """k of the activations that gain enough; `ranges` are the largest magnitudes per channel of the `candidates`."""
+    weights = graph.layer_weights()
+    found: dict[str, list[int]] = {}
+    gains: dict[str, float] = {}
+    for candidate in candidates(graph):
+        r = ranges[candidate.tensor]
+        if not r.any() or not np.isfinite(r).all():
+            continue
+        k = _exponents(candidate, weights, r)
+        before, after = (_noise(candidate, weights, r, exponents) for exponents in (np.zeros_like(k), k))
+        if before >= LEAST_GAIN * after > 0:
+            found[candidate.tensor], gains[candidate.tensor] = k.astype(int).tolist(), before / after
+    kept = sorted(found, key=gains.__getitem__, reverse=True)[: int(MOST * len(graph.activations))]
+    return {name: k for name, k in found.items() if name in kept}
+
+
+def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
+    """The model with the activations multiplied in front of the layers that read them, and the weights divided."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    index, weights = GraphIndex(model), graph.layer_weights()
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    known = {value.name: value for value in model.graph.value_info}
+    behind: dict[str, onnx.NodeProto] = {}
+    for candidate in candidates(graph):
+        if candidate.tensor not in smoothing:
+            continue
+        k = np.array(smoothing[candidate.tensor], np.float64)
+        name, factor = f"{candidate.tensor}_smooth", f"{candidate.tensor}_smoothing"
+        shape = (-1,) + (1,) * (-1 - candidate.axis)
+        model.graph.initializer.append(numpy_helper.from_array(np.exp2(-k).astype(np.float32).reshape(shape), factor))
+        behind[candidate.tensor] = helper.make_node("Mul", [candidate.tensor, factor], [name], name=name)
+        if candidate.tensor in known:
+            value = model.graph.value_info.add()
+            value.CopyFrom(known[candidate.tensor])
+            value.name = name
+        for layer in candidate.readers:
+            index.nodes[layer.name].input[0] = name
+            scaled = scale_inputs(layer, weights[layer.name], np.exp2(k))
+            initializers[layer.weight].CopyFrom(numpy_helper.from_array(scaled, layer.weight))
+    nodes = []
+    for node in model.graph.node:
+        nodes += [node, *(behind[name] for name in node.output if name in behind)]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return model
+
+
+def _read_by_layers_alone(index: GraphIndex, tensor: str, layers: Sequence[Layer]) -> bool:
+    """Whether a node makes it, and nothing else would still need it on a grid of its own."""
+    return (
+        tensor in index.producer
+        and tensor not in index.outputs
+        and {node.name for node in index.consumers(tensor)} == {layer.name for layer in layers}
+    )
+
+
+def _takes_factors(index: GraphIndex, layer: Layer) -> bool:
+    """Whether a layer is alone with its weight, and its channels lie where `Candidate.axis` says."""
+    transposed = attributes(index.nodes[layer.name]).get("transA", 0)
+    return alone(index, layer) and not transposed and (layer.op == "Conv" or len(layer.shape) == 2)
+
+
+def _exponents(candidate: Candidate, weights: Mapping[str, Float32], r: Float64) -> Float64:
+    w = np.max([input_ranges(layer, weights[layer.name]) for layer in candidate.readers], axis=0)
+    depthwise = all(layer.groups == len(r) for layer in candidate.readers)
+    seen = np.maximum(r, r.max() * 2.0**SMALLEST)
+    s = seen if depthwise else np.sqrt(seen / np.maximum(w, w.max() * 2.0**SMALLEST))
+    return np.maximum(np.rint(np.log2(s / s.max())), SMALLEST)
+
+
+def _noise(candidate: Candidate, weights: Mapping[str, Float32], r: Float64, k: Float64) -> float:
+    """How far off a grid on x 2^-k leaves the readers' outputs."""
+    power = sum(_squares(layer, weights[layer.name]) for layer in candidate.readers)
+    step = np.exp2(k) * (r / np.exp2(k)).max() / LEVELS
+    return float(np.sqrt(np.sum(power * np.square(np.minimum(step, 2 * r)))))
+
+
+def _squares(layer: Layer, weight: Float32) -> Float64:
+    """|W_c|^2 of every input channel."""
+    squared = np.square(weight, dtype=np.float64)
+    if layer.op == "Conv":
+        per_group = squared.reshape(layer.groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
+        return per_group.sum(axis=(1, 3)).reshape(-1)
+    return squared.sum(axis=layer.channel_axis)
