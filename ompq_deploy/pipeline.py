@@ -147,7 +147,7 @@ def prepare_graph(model: Path, settings: PlanSettings, smoothing: Smoothing | No
     graph = prepare(model)
     if settings.quantize.equalize:
         graph = equalize(graph).graph
-    return rewritten(graph, smooth(graph, smoothing)) if smoothing else graph
+    return _smoothed(graph, smoothing or {})
 
 
 def calibrated_graph(model: Path, settings: PlanSettings) -> tuple[PreparedGraph, Samples, Smoothing]:
@@ -158,7 +158,11 @@ def calibrated_graph(model: Path, settings: PlanSettings) -> tuple[PreparedGraph
         return graph, samples, {}
     axes = {candidate.tensor: candidate.axis for candidate in candidates(graph)}
     smoothing = find_smoothing(graph, channel_ranges(graph, axes, samples, settings.threads)) if axes else {}
-    return (rewritten(graph, smooth(graph, smoothing)) if smoothing else graph), samples, smoothing
+    return _smoothed(graph, smoothing), samples, smoothing
+
+
+def _smoothed(graph: PreparedGraph, smoothing: Smoothing) -> PreparedGraph:
+    return rewritten(graph, smooth(graph, smoothing)) if smoothing else graph
 
 
 def calibration_samples(graph: PreparedGraph, settings: PlanSettings) -> Samples:

@@ -66,10 +66,15 @@ def output_ranges(layer: Layer, weight: Float32) -> NDArray:
 
 def input_ranges(layer: Layer, weight: Float32) -> NDArray:
     """Largest |weight| of each input channel."""
+    return np.abs(by_input(layer, weight)).max(axis=1)
+
+
+def by_input(layer: Layer, weight: Float32) -> Float32:
+    """The weight with a row for each input channel."""
     if layer.op == "Conv":
-        per_group = np.abs(weight).reshape(layer.groups, -1, *weight.shape[1:])
-        return np.moveaxis(per_group, 2, 1).reshape(layer.groups * weight.shape[1], -1).max(axis=1)
-    return np.abs(weight).max(axis=layer.channel_axis)
+        per_group = weight.reshape(layer.groups, -1, *weight.shape[1:])
+        return np.moveaxis(per_group, 2, 1).reshape(layer.groups * weight.shape[1], -1)
+    return np.moveaxis(weight, layer.channel_axis, 1)
 
 
 def scale_outputs(layer: Layer, weight: Float32, factor: NDArray) -> Float32:

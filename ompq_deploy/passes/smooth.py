@@ -27,7 +27,7 @@ from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph
 from ompq_deploy.graph_index import GraphIndex, attributes
-from ompq_deploy.passes.equalize import alone, input_ranges, scale_inputs
+from ompq_deploy.passes.equalize import alone, by_input, input_ranges, scale_inputs
 
 LEVELS = 255
 LEAST_GAIN = 4.0
@@ -90,7 +90,7 @@ def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
     index, weights = GraphIndex(model), graph.layer_weights()
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     known = {value.name: value for value in model.graph.value_info}
-    behind: dict[str, onnx.NodeProto] = {}
+    factors = []
     for candidate in candidates(graph):
         if candidate.tensor not in smoothing:
             continue
@@ -98,7 +98,7 @@ def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
         name, factor = f"{candidate.tensor}_smooth", f"{candidate.tensor}_smoothing"
         shape = (-1,) + (1,) * (-1 - candidate.axis)
         model.graph.initializer.append(numpy_helper.from_array(np.exp2(-k).astype(np.float32).reshape(shape), factor))
-        behind[candidate.tensor] = helper.make_node("Mul", [candidate.tensor, factor], [name], name=name)
+        factors.append(helper.make_node("Mul", [candidate.tensor, factor], [name], name=name))
         if candidate.tensor in known:
             value = model.graph.value_info.add()
             value.CopyFrom(known[candidate.tensor])
@@ -107,12 +107,9 @@ def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
             index.nodes[layer.name].input[0] = name
             scaled = scale_inputs(layer, weights[layer.name], np.exp2(k))
             initializers[layer.weight].CopyFrom(numpy_helper.from_array(scaled, layer.weight))
-    nodes = []
-    for node in model.graph.node:
-        nodes += [node, *(behind[name] for name in node.output if name in behind)]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+    for node in factors:
+        producer = next(i for i, other in enumerate(model.graph.node) if node.input[0] in other.output)
+        model.graph.node.insert(producer + 1, node)
     return model
 
 
@@ -141,15 +138,7 @@ def _exponents(candidate: Candidate, weights: Mapping[str, Float32], r: Float64)
 
 def _noise(candidate: Candidate, weights: Mapping[str, Float32], r: Float64, k: Float64) -> float:
     """How far off a grid on x 2^-k leaves the readers' outputs."""
-    power = sum(_squares(layer, weights[layer.name]) for layer in candidate.readers)
+    rows = np.concatenate([by_input(layer, weights[layer.name]) for layer in candidate.readers], axis=1)
+    power = np.square(rows, dtype=np.float64).sum(axis=1)
     step = np.exp2(k) * (r / np.exp2(k)).max() / LEVELS
     return float(np.sqrt(np.sum(power * np.square(np.minimum(step, 2 * r)))))
-
-
-def _squares(layer: Layer, weight: Float32) -> Float64:
-    """|W_c|^2 of every input channel."""
-    squared = np.square(weight, dtype=np.float64)
-    if layer.op == "Conv":
-        per_group = squared.reshape(layer.groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
-        return per_group.sum(axis=(1, 3)).reshape(-1)
-    return squared.sum(axis=layer.channel_axis)

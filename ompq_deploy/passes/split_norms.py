@@ -20,14 +20,16 @@ DEFAULT_EPSILON = 1e-5
 LRN_DEFAULTS = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
 
 
-class _KnownRank(pattern.RewriteRuleClassBase):
+class KnownRank(pattern.RewriteRuleClassBase):
+    """A rule that needs the rank of its first input."""
+
     def check(self, context, x, **_):  # type: ignore[no-untyped-def, override]
         """Whether the rank of the input is known."""
         result = pattern.MatchResult()
         return result if x.shape is not None else result.fail("its rank is not known", x)
 
 
-class _GroupNorm(_KnownRank):
+class _GroupNorm(KnownRank):
     def pattern(self, op, x, gamma, beta):  # type: ignore[no-untyped-def]
         """The node to replace, with any settings."""
         return op.GroupNormalization(x, gamma, beta, _allow_other_attributes=True, _outputs=["y"])
@@ -45,7 +47,7 @@ class _GroupNorm(_KnownRank):
         return op.Add(op.Mul(normal, op.Reshape(gamma, per_channel)), op.Reshape(beta, per_channel))
 
 
-class _RootMeanSquareNorm(_KnownRank):
+class _RootMeanSquareNorm(KnownRank):
     def pattern(self, op, x, gamma):  # type: ignore[no-untyped-def]
         """The node to replace, with any settings."""
         return op.RMSNormalization(x, gamma, _allow_other_attributes=True, _outputs=["y"])
@@ -60,7 +62,7 @@ class _RootMeanSquareNorm(_KnownRank):
         return op.Mul(op.Mul(x, op.Reciprocal(deviation)), gamma)
 
 
-class _LocalResponseNorm(_KnownRank):
+class _LocalResponseNorm(KnownRank):
     def pattern(self, op, x):  # type: ignore[no-untyped-def]
         """The node to replace, with any settings."""
         return op.LRN(x, _allow_other_attributes=True, _outputs=["y"])

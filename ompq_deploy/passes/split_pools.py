@@ -16,6 +16,8 @@ import onnx_ir as ir
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
+from ompq_deploy.passes.split_norms import KnownRank
+
 WINDOW = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
 
 
@@ -39,15 +41,10 @@ class _LpPool(pattern.RewriteRuleClassBase):
         return _root(op, op.Mul(mean, op.Constant(value_float=float(size))), _p(settings))
 
 
-class _GlobalLpPool(pattern.RewriteRuleClassBase):
+class _GlobalLpPool(KnownRank):
     def pattern(self, op, x):  # type: ignore[no-untyped-def]
         """The node to replace, with any p."""
         return op.GlobalLpPool(x, _allow_other_attributes=True, _outputs=["y"])
-
-    def check(self, context, x, y):  # type: ignore[no-untyped-def]
-        """Whether the rank of the input is known."""
-        result = pattern.MatchResult()
-        return result if x.shape is not None else result.fail("its rank is not known", x)
 
     def rewrite(self, op, x, y):  # type: ignore[no-untyped-def]
         """The formula, by ReduceSum."""

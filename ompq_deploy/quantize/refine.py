@@ -153,7 +153,7 @@ class RoundingProblem:
         return [
             (
                 np.ascontiguousarray(columns.weight_from_columns(self.layer, codes)),
-                (scales[0] if shared else scales.reshape(-1)).copy(),
+                scales[0] if shared else scales.reshape(-1),
             )
             for codes, scales in zip(np.split(found, count, axis=2), np.split(scale, count, axis=1), strict=True)
         ]
