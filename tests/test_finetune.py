@@ -54,6 +54,46 @@ def settings(plan: Path, images: Path, tmp_path: Path) -> FinetuneSettings:
     )
 
 
+LEAVE = """
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from ompq_deploy.finetune.distributed import joined
+
+
+def in_touch() -> bool:
+    found = ""
+    for name in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):
+            found += name.read_text()
+    return "gloo" in found
+
+
+with joined("cpu") as world:
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    world.add_up([torch.ones(3)])
+    was = in_touch()
+latest = time.monotonic() + 5
+while in_touch() and time.monotonic() < latest:
+    time.sleep(0.01)
+Path(__file__).with_suffix(f".{world.rank}").write_text(f"{was} {in_touch()}")
+"""
+
+
+def in_two_processes(*command: object) -> subprocess.CompletedProcess[str]:
+    """Run `command` by torchrun, on one thread each."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*launcher, *(str(part) for part in command)],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run
+
+
 def integers(model: Path, folder: Path) -> QuantizedGraph:
     document, graph = load_plan(folder / "plan.json")[0], prepare(model)
     return read_qdq(onnx.load(folder / "model.qdq.onnx"), graph, document)
@@ -171,18 +211,11 @@ def test_two_processes_train_as_one(residual_model: Path, settings: FinetuneSett
     pair = settings.out.with_name("pair")
     alone = replace(settings, training=replace(SETTINGS, epochs=1))
     finetune(residual_model, alone)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    run = in_two_processes(
         "-m", "ompq_deploy.cli", "finetune", residual_model, "--plan", settings.plan, "--train", settings.train[0],
         "--out", pair, "--epochs", "1", "--batch", SETTINGS.batch, "--lr", SETTINGS.lr, "--distill", SETTINGS.distill,
         "--hold-out", SETTINGS.hold_out, "--target", "onnx", "--target", "integer", "--threads", "1", "--json",
-    ]  # fmt: skip
-    run = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).resolve().parents[1],
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)["finetune"]
     assert told["processes"] == 2
     assert run.stderr.count("epoch 1/1") == 1
@@ -192,6 +225,15 @@ def test_two_processes_train_as_one(residual_model: Path, settings: FinetuneSett
     for a, b in zip(integers(residual_model, alone.out).layers, integers(residual_model, pair).layers, strict=True):
         np.testing.assert_allclose(a.scale, b.scale, rtol=1e-4)
         assert (a.codes != b.codes).mean() < 0.005
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists threads as Linux does")
+def test_a_process_that_has_left_the_world_has_no_thread_of_it(tmp_path: Path) -> None:
+    """One that ran on while the interpreter ends aborted the process now and then."""
+    script = tmp_path / "leave.py"
+    script.write_text(LEAVE)
+    in_two_processes(script)
+    assert [script.with_suffix(f".{rank}").read_text() for rank in range(2)] == ["True False"] * 2
 
 
 def test_a_network_that_is_no_classifier_is_trained_towards_the_float_one(images: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group begins: the defaults of its functions would keep that group alive
 from torch import Tensor
 
 from ompq_deploy.errors import BackendMissing
