@@ -18,13 +18,19 @@ from ompq_deploy.quantize.columns import parts
 from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.runner import run_model, select
 from ompq_deploy.settings import PlanSettings
-from ompq_deploy.timing import Stopwatch
+from ompq_deploy.timing import Listener, Stopwatch, within
 
 FINALISTS = {"default": 2, "extensive": len(CONTESTANTS)}
-"""Plans refined beside that of `kl-refined` before one is chosen, on small networks; on others it is one."""
+"""Plans refined beside that of `kl-refined` before one is chosen, on small networks; on others it is one or none."""
 SMALL = 4e9
 """`work` up to which every plan is refined four times, and `kl` takes part beside `kl-refined`. Larger networks cannot
 afford that in the two minutes of `default`."""
+LARGE = 1e11
+"""`work` from which under `default` no plan is refined for the contest, which then is `kl-refined`'s: minutes for
+ResNet-18 and larger, where one refinement takes one."""
+FORCED = "size"
+"""Stands for all metrics where every layer takes its widest width."""
+FORCED_NOTE = "all layers fit at the widest width, so that no metric was asked"
 
 
 def refines(settings: PlanSettings) -> bool:
@@ -50,25 +56,33 @@ def choose_plan(
     """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
     if settings.metric.name != "auto":
         with watch.stage("score"):
-            scores = score(_evidence(graph, samples, captured, settings), settings.metric)
+            tell = within("score", watch.listener)
+            scores = score(_evidence(graph, samples, captured, settings, tell), settings.metric)
         with watch.stage("solve"):
             return solve(scores), None, scores.note
     parts = split(samples)
     inner = Stopwatch()
     with watch.stage("contest"):
-        evidence = _evidence(graph, parts.scored, captured_rows(captured, parts.scored_rows), settings)
+        tell = within("contest", watch.listener)
+        evidence = _evidence(graph, parts.scored, captured_rows(captured, parts.scored_rows), settings, tell)
 
         def plan_under(metric: str) -> BitPlan:
+            if tell:
+                tell(metric, None)
             with inner.stage("score"):
                 scores = score(evidence, replace(settings.metric, name=metric))
             with inner.stage("solve"):
                 return solve(scores)
 
+        forced = plan_under(FORCED)
+        watch.seconds.update(inner.seconds)
+        if set(forced.bits().values()) == {max(settings.widths)}:
+            return forced, None, FORCED_NOTE
         left_out, refine = REFINED, None
         if refines(settings):
-            thorough = work(graph, len(samples)) <= SMALL
-            left_out = "" if thorough else "kl"
-            refine = _refinement(graph, samples, captured, settings, thorough)
+            cost = work(graph, len(samples))
+            left_out = "" if cost <= SMALL else "kl"
+            refine = _refinement(graph, samples, captured, settings, cost, tell)
         contest = hold_contest(
             graph, plan_under, [metric for metric in CONTESTANTS if metric != left_out], parts, evidence.rounding,
             refine=refine, threads=settings.threads,
@@ -77,7 +91,9 @@ def choose_plan(
     return contest.plan, contest, contest.note
 
 
-def _evidence(graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings) -> Evidence:
+def _evidence(
+    graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings, tell: Listener | None
+) -> Evidence:
     return Evidence(
         graph=graph,
         rounding=round_weights(graph, settings.widths),
@@ -85,14 +101,21 @@ def _evidence(graph: PreparedGraph, samples: Samples, captured: Capture, setting
         capture=captured,
         refined=partial(refined_rounding, graph, bits=settings.widths, seed=settings.seed, threads=settings.threads),
         threads=settings.threads,
+        tell=tell,
     )
 
 
 def _refinement(
-    graph: PreparedGraph, samples: Samples, captured: Capture, settings: PlanSettings, thorough: bool
+    graph: PreparedGraph,
+    samples: Samples,
+    captured: Capture,
+    settings: PlanSettings,
+    cost: float,
+    tell: Listener | None,
 ) -> Refine:
     """The contest's `refine`: closed form, without copies of the images, whatever more there is to the run."""
     names = QdqNames(graph)
+    effort, thorough = settings.quantize.effort, cost <= SMALL
     places = folds(len(samples), every=thorough)
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
     rounding = replace(settings.quantize, effort="default", augment="none")
@@ -103,12 +126,12 @@ def _refinement(
         for seen, unseen in rounds:
             quantized = quantize(
                 graph, captured, plan, rounding,
-                samples=seen, seed=settings.seed, threads=settings.threads,
+                samples=seen, seed=settings.seed, threads=settings.threads, tell=within(f"plan of {plan.metric}", tell),
             )  # fmt: skip
             found.append(run_model(qdq_model(quantized), wanted, unseen, graph.batch, settings.threads))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    finalists = FINALISTS[settings.quantize.effort] if thorough else 1
+    finalists = FINALISTS[effort] if thorough else int(effort == "extensive" or cost < LARGE)
     return Refine(
         samples=select(samples, np.concatenate([unseen for _, unseen in places])),
         outputs=outputs,

@@ -20,7 +20,7 @@ ResNet-8) one quarter ranked 0.79, 0.82 and 0.75 and once took a plan of 35 % mo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from ompq_deploy.runner import run_samples, select
 
 HELD_OUT_EVERY = 4
 FEWEST_TO_SPLIT = 16
+UNREFINED_NOTE = "the network is too large to refine plans for the contest: that of {} is taken"
 SHARED_NOTE = f"fewer than {FEWEST_TO_SPLIT} samples: the metrics were scored on the samples of the contest"
 
 
@@ -58,7 +59,8 @@ class Refine:
     """`outputs(plan, tensors)` are some tensors of the float network as a plan's quantized network computes them on
     `samples`, samples on axis 0. The integers that compute a sample's must not come from it.
 
-    The best `finalists` are refined, and the plans of the metrics `seeded`, which reckon with refinement.
+    The best `finalists` are refined, and the plans of the metrics `seeded`, which reckon with refinement; where that
+    leaves one plan, it wins as it is.
     """
 
     samples: Samples
@@ -171,12 +173,9 @@ def hold_contest(
     if not plans:
         assert failure is not None
         raise failure
-    refined_on = None
-    if refine is not None and len(known) > 1:
-        refined_on = len(refine.samples)
+    best = _finalists(known, plans, refine)
+    if refine is not None and len(best) > 1:
         reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, refine.samples, threads))
-        best = sorted(known, key=known.__getitem__)[: refine.finalists]
-        best += [_widths(plans[metric]) for metric in refine.seeded if metric in plans]
         known = {}
         for i, entry in enumerate(entries):
             if entry.loss is None or (widths := _widths(plans[entry.metric])) not in best:
@@ -186,16 +185,28 @@ def hold_contest(
                 known[widths] = reference.distance(refine.outputs(plans[entry.metric], heads.tensors), SOFTENED)
             seconds = round(entry.seconds + _since(started), 4)
             entries[i] = replace(entry, refined_loss=known[widths], seconds=seconds)
+    else:
+        known = {widths: known[widths] for widths in best}
     winner = min(plans, key=lambda metric: known.get(_widths(plans[metric]), np.inf))
+    unasked = UNREFINED_NOTE.format(winner) if refine is not None and not refine.finalists else ""
     return Contest(
         plan=plans[winner],
         entries=tuple(entries),
         measure=heads.measure,
         scored=len(samples.scored),
         held_out=len(samples.held_out),
-        refined_on=refined_on,
-        note=" ".join(filter(None, (samples.note, heads.note))),
+        refined_on=len(refine.samples) if refine is not None and len(best) > 1 else None,
+        note=" ".join(filter(None, (samples.note, heads.note, unasked))),
     )
+
+
+def _finalists(known: Mapping[Widths, float], plans: Mapping[str, BitPlan], refine: Refine | None) -> list[Widths]:
+    """The plans that refinement decides between; or the one that needs no more."""
+    ranked = sorted(known, key=known.__getitem__)
+    if refine is None:
+        return ranked[:1]
+    seeded = [_widths(plans[metric]) for metric in refine.seeded if metric in plans]
+    return list(dict.fromkeys([*ranked[: refine.finalists], *seeded])) or ranked[:1]
 
 
 def _widths(plan: BitPlan) -> Widths:

@@ -29,10 +29,16 @@ ORT_FAILURES = (
 """What onnxruntime raises for a model that it cannot load or run."""
 
 
-def start(model: onnx.ModelProto, threads: int = 0) -> ort.InferenceSession:
-    """A CPU session; `threads` 0 means one per core. Idle threads sleep: many sessions run after each other here."""
+def start(
+    model: onnx.ModelProto, threads: int = 0, lent: Mapping[str, NDArray[Any]] | None = None
+) -> ort.InferenceSession:
+    """A CPU session; `threads` 0 means one per core. Idle threads sleep: many sessions run after each other here.
+
+    `model` gets the constants `lent`, which the session reads where they lie (`sessions.lend`).
+    """
     options = sessions.session_options(threads)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    sessions.lend(model, lent or {}, options)
     return sessions.start(model, options)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+from numpy.typing import NDArray
+from onnx import helper
 
 from ompq_deploy.threads import resolved
 
@@ -35,6 +38,21 @@ def brief_options(threads: int = 0) -> ort.SessionOptions:
     options = session_options(threads)
     options.enable_mem_pattern = False
     return options
+
+
+def lend(model: onnx.ModelProto, constants: Mapping[str, NDArray], options: ort.SessionOptions) -> None:
+    """Give `model` the `constants`, which a session started with `options` reads where they lie, instead of a copy of
+    its own. They have to live as long as the session."""
+    import onnxruntime as ort
+
+    for name, value in constants.items():
+        stand_in = model.graph.initializer.add(
+            name=name, dims=value.shape, data_type=helper.np_dtype_to_tensor_dtype(value.dtype),
+            data_location=onnx.TensorProto.EXTERNAL,
+        )  # fmt: skip
+        stand_in.external_data.add(key="location", value="memory")
+    values = [ort.OrtValue.ortvalue_from_numpy(value) for value in constants.values()]
+    options.add_external_initializers(list(constants), values)
 
 
 def start(model: onnx.ModelProto | Path, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -224,7 +224,7 @@ def test_the_grams_of_the_scored_samples_are_those_a_capture_of_them_alone_gives
 def test_the_plan_records_the_whole_contest(residual_model: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "data.npz", images=images)
-    settings = PlanSettings(size="14KB", bits=BITS, calib=tmp_path / "data.npz")
+    settings = PlanSettings(size="10KB", bits=BITS, calib=tmp_path / "data.npz")
     verbs.write_plan(residual_model, settings, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "plan.json").read_text())
     record = document["contest"]
@@ -232,9 +232,47 @@ def test_the_plan_records_the_whole_contest(residual_model: Path, tmp_path: Path
     assert document["metric_chosen"] == record["winner"]
     assert (record["scored_samples"], record["held_out_samples"]) == (24, 8)
     assert [entry["metric"] for entry in record["entries"]] == list(CONTESTANTS)
-    losses = {entry["metric"]: entry["loss"] for entry in record["entries"] if entry["loss"] is not None}
-    assert losses[record["winner"]] == min(losses.values())
+    decisive = {e["metric"]: e["refined_loss"] for e in record["entries"] if e["refined_loss"] is not None}
+    assert decisive[record["winner"]] == min(decisive.values())
     assert set(document["timings"]) >= {"contest_s", "score_s", "solve_s"}
+
+
+def test_no_metric_is_asked_where_the_widest_widths_fit(residual_model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 32).inputs)
+    settings = PlanSettings(size="100%", bits=BITS, calib=tmp_path / "calib.npz")
+    document = verbs.write_plan(residual_model, settings, tmp_path / "out")
+    assert {layer["weight_bits"] for layer in document["layers"]} == {max(BITS)}
+    assert document["contest"] is None
+    assert "no metric was asked" in document["metric_note"]
+
+
+def test_a_network_too_large_to_refine_takes_the_plan_that_reckons_with_it(
+    residual_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 32).inputs)
+    monkeypatch.setattr(choice, "SMALL", 0)
+    monkeypatch.setattr(choice, "LARGE", 0)
+    monkeypatch.setattr(choice, "quantize", None)  # whoever refines a plan fails
+    settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
+    document = verbs.write_plan(residual_model, settings, tmp_path / "out")
+    record = document["contest"]
+    assert document["metric_chosen"] == record["winner"] == REFINED
+    assert all(entry["refined_loss"] is None for entry in record["entries"])
+    assert record["refined_samples"] is None
+    assert f"that of {REFINED} is taken" in record["note"]
+
+
+def test_it_tells_how_far_it_has_come(residual_model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 32).inputs)
+    settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
+    told: list[str] = []
+    verbs.write_plan(residual_model, settings, tmp_path / "out", lambda name, _: told.append(name))
+    assert "contest: orm" in told
+    layers = len(prepare(residual_model).layers)
+    assert [f"contest: kl-refined: measuring layer {i}/{layers}" in told for i in range(1, layers + 1)] == [
+        True
+    ] * layers
+    assert any(name.startswith("contest: plan of kl-refined: rounding, part 2/") for name in told)
 
 
 def test_work_counts_samples_and_covariances(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_refined_weights_are_scored_on_samples_that_they_have_not_seen(residual:
     seen: list[Samples] = []
     found: list[Rounding] = []
 
-    def refined(samples: Samples) -> Rounding:
+    def refined(samples: Samples, **_: object) -> Rounding:
         seen.append(samples)
         found.append(refined_rounding(residual, samples, BITS, threads=1))
         return found[-1]

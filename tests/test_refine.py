@@ -177,7 +177,7 @@ def test_images_are_refined_with_copies_unless_told_otherwise(tmp_path: Path, mo
     asked: list[tuple[int, str]] = []
 
     def noted(
-        graph: PreparedGraph, samples: Samples, bits: object, grids: object, settings: RefineSettings, weigh: object
+        graph: PreparedGraph, samples: Samples, bits: object, grids: object, settings: RefineSettings, *_: object
     ) -> object:
         asked.append((settings.copies, settings.augment))
         return refine(graph, samples, {q.name: 4 for q in graph.layers}, captured_grids, settings)

@@ -23,6 +23,7 @@ from ompq_deploy.metrics.granularity import GRANULARITIES, groups
 from ompq_deploy.metrics.hawq import hawq
 from ompq_deploy.metrics.mpqco import mpqco
 from ompq_deploy.metrics.rounding import Rounding, round_weights
+from ompq_deploy.timing import Listener, within
 
 if TYPE_CHECKING:
     from ompq_deploy.metrics.gradients import Problem
@@ -67,14 +68,16 @@ class MetricSettings:
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What a metric may look at. `capture` is read by `orm` only, `samples` by `mpqco`, `hawq` and `kl`. `kl-refined`
-    scores, in place of `rounding`, what `refined` makes of the weights on some of the samples."""
+    scores, in place of `rounding`, what `refined(samples, tell=tell)` makes of the weights on some of the samples.
+    `tell` hears how far metrics that take long have come."""
 
     graph: PreparedGraph
     rounding: Rounding
     samples: Samples
     capture: Capture | None
-    refined: Callable[[Samples], Rounding] | None = None
+    refined: Callable[..., Rounding] | None = None
     threads: int = 0
+    tell: Listener | None = None
 
     @cached_property
     def heads(self) -> Heads:
@@ -153,7 +156,9 @@ def _kl(evidence: Evidence, _: MetricSettings) -> Scores:
     from ompq_deploy.metrics.output_error import output_error
 
     samples = take(evidence.samples, _affordable_for_kl(evidence))
-    return output_error(evidence.graph, evidence.heads, samples, evidence.rounding, evidence.threads)
+    return output_error(
+        evidence.graph, evidence.heads, samples, evidence.rounding, evidence.threads, tell=within("kl", evidence.tell)
+    )
 
 
 def _kl_refined(evidence: Evidence, _: MetricSettings) -> Scores:
@@ -169,9 +174,11 @@ def _kl_refined(evidence: Evidence, _: MetricSettings) -> Scores:
     total = len(evidence.samples)
     scored = _spread(min(_affordable_for_kl(evidence), max(total // 2, 1)), total)
     others = np.setdiff1d(np.arange(total), scored) if total > 1 else scored
-    rounding = evidence.refined(select(evidence.samples, others))
+    rounding = evidence.refined(select(evidence.samples, others), tell=within(REFINED, evidence.tell))
     samples = select(evidence.samples, scored)
-    return output_error(evidence.graph, evidence.heads, samples, rounding, evidence.threads, metric=REFINED)
+    return output_error(
+        evidence.graph, evidence.heads, samples, rounding, evidence.threads, REFINED, within(REFINED, evidence.tell)
+    )
 
 
 def _affordable_for_kl(evidence: Evidence) -> int:

@@ -4,21 +4,26 @@
                                                                       error of the heads (`heads.py`)
 
 Everything before layer i is as in the float network, so only the nodes behind it run, fed with tensors kept from
-one float pass. One session per layer, with that layer's weight as an input, serves all widths.
+one float pass. One session per layer, with that layer's weight as an input, serves all widths; the sessions share the
+other weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnxruntime as ort
+from onnx import helper
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph, Samples, Scores
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.heads import SOFTENED, Heads, Reference
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import by_sample, feeds, returning, size_of, start
+from ompq_deploy.timing import Listener, counted
 
 
 def output_error(
@@ -28,10 +33,13 @@ def output_error(
     rounding: Rounding,
     threads: int = 0,
     metric: str = "kl",
+    tell: Listener | None = None,
 ) -> Scores:
-    """The loss of every layer and width, measured on all of `samples`; those of a short fixed batch are dropped."""
-    suffixes = [suffix_model(graph, layer, heads) for layer in graph.layers]
-    kept = sorted({value.name for model in suffixes for value in model.graph.input} - {x.weight for x in graph.layers})
+    """The loss of every layer and width, measured on all of `samples`; those of a short fixed batch are dropped.
+    `tell` hears how far it has come."""
+    index = GraphIndex(graph.model)
+    suffixes = [_suffix(index, layer) for layer in graph.layers]
+    kept = sorted({name for suffix in suffixes for name in suffix.outer})
     session = start(returning(graph.model, list(dict.fromkeys([*heads.tensors, *_computed(graph, kept)]))), threads)
     names = [value.name for value in session.get_outputs()]
     passes = [
@@ -40,47 +48,73 @@ def output_error(
         if count == (graph.batch or count)
     ]
     reference = Reference(heads=heads, outputs=_outputs(heads, passes, passes))
-    loss = np.stack(
-        [_layer_losses(model, layer, reference, passes, rounding, threads)
-         for model, layer in zip(suffixes, graph.layers, strict=True)]
-    )  # fmt: skip
+    weights = {layer.weight: rounding.weights[layer.name] for layer in graph.layers}
+    loss = np.zeros((len(suffixes), len(rounding.bits)))
+    for row, suffix in enumerate(counted(suffixes, "measuring layer", tell)):
+        model = _model(graph, index, suffix, heads, weights.keys())
+        if model.graph.output:
+            lent = {name: weights[name] for name in suffix.constants if name in weights}
+            session = start(model, threads, lent)
+            loss[row] = _losses(session, suffix.layer, reference, passes, rounding)
     return Scores(metric=metric, bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=heads.note)
 
 
-def suffix_model(graph: PreparedGraph, layer: Layer, heads: Heads) -> onnx.ModelProto:
-    """The nodes that depend on a layer's weight, as a model from the tensors they read and the weight to the head."""
-    index = GraphIndex(graph.model)
+@dataclass(frozen=True, kw_only=True)
+class Suffix:
+    """The nodes that depend on a layer's weight, the tensors that they change, and what else they read."""
+
+    layer: Layer
+    nodes: tuple[onnx.NodeProto, ...]
+    changed: frozenset[str]
+    constants: tuple[str, ...]
+    outer: tuple[str, ...]
+
+
+def _suffix(index: GraphIndex, layer: Layer) -> Suffix:
     changed: set[str] = {layer.weight}
     nodes = []
-    for node in graph.model.graph.node:
+    for node in index.graph.node:
         if not changed.isdisjoint(node.input):
             nodes.append(node)
             changed.update(node.output)
-    read = {name for node in nodes for name in node.input if name}
-    model = returning(graph.model, [name for name in heads.tensors if name in changed])
-    del model.graph.node[:], model.graph.input[:], model.graph.initializer[:]
-    model.graph.node.extend(nodes)
-    constants = [t for name, t in index.initializers.items() if name in read and name != layer.weight]
-    model.graph.initializer.extend(constants)
-    outer = sorted(read - changed - {t.name for t in constants})
-    model.graph.input.extend(_typed(graph, name) for name in outer)
-    model.graph.input.append(onnx.helper.make_tensor_value_info(layer.weight, onnx.TensorProto.FLOAT, layer.shape))
-    return model
+    read = sorted({name for node in nodes for name in node.input if name} - changed)
+    return Suffix(
+        layer=layer,
+        nodes=tuple(nodes),
+        changed=frozenset(changed),
+        constants=tuple(name for name in read if name in index.initializers),
+        outer=tuple(name for name in read if name not in index.initializers),
+    )
 
 
-def _layer_losses(
-    model: onnx.ModelProto,
+def _model(
+    graph: PreparedGraph, index: GraphIndex, suffix: Suffix, heads: Heads, lent: Collection[str]
+) -> onnx.ModelProto:
+    """A suffix as a model from the outer tensors and the weight to the heads, without the constants that are `lent`."""
+    typed = {v.name: v for v in (*graph.model.graph.output, *graph.model.graph.value_info, *graph.model.graph.input)}
+    layer = suffix.layer
+    weight = helper.make_tensor_value_info(layer.weight, onnx.TensorProto.FLOAT, layer.shape)
+    outputs = [name for name in heads.tensors if name in suffix.changed]
+    body = helper.make_graph(
+        suffix.nodes,
+        "suffix",
+        [*(typed[name] for name in suffix.outer), weight],
+        [typed.get(name, onnx.ValueInfoProto(name=name)) for name in outputs],
+        [index.initializers[name] for name in suffix.constants if name not in lent],
+    )
+    return helper.make_model(body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
+
+
+def _losses(
+    session: ort.InferenceSession,
     layer: Layer,
     reference: Reference,
-    passes: list[dict[str, Float32]],
+    passes: Sequence[Mapping[str, Float32]],
     rounding: Rounding,
-    threads: int,
 ) -> Float64:
-    if not model.graph.output:
-        return np.zeros(len(rounding.bits))
-    session = start(model, threads)
-    outer = [value.name for value in model.graph.input if value.name != layer.weight]
-    names = [value.name for value in model.graph.output]
+    """The loss of every width of one layer."""
+    outer = [value.name for value in session.get_inputs() if value.name != layer.weight]
+    names = [value.name for value in session.get_outputs()]
     losses = []
     for width in rounding.bits:
         weight = rounding.rounded(layer.name, width)
@@ -104,8 +138,3 @@ def _outputs(
 
 def _computed(graph: PreparedGraph, names: list[str]) -> list[str]:
     return [name for name in names if name not in graph.input_names]
-
-
-def _typed(graph: PreparedGraph, name: str) -> onnx.ValueInfoProto:
-    values = (*graph.model.graph.input, *graph.model.graph.value_info, *graph.model.graph.output)
-    return next(value for value in values if value.name == name)

@@ -86,7 +86,7 @@ def quantize(
 ) -> QuantizedGraph:
     """Codes, scales and biases for `plan`. Every effort but quick reads `samples`, those of the capture.
 
-    `checkpoint` and `tell` are those of `reconstruct`, which the effort extensive ends with.
+    `checkpoint` is that of `reconstruct`, which the effort extensive ends with; `tell` hears how far the work has come.
 
     Raises BadInput for an unknown effort, calibration method, kind of grid or loss, and where samples are missing;
     BackendMissing where extensive finds no torch.
@@ -108,7 +108,7 @@ def quantize(
             copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS),
         )  # fmt: skip
         weigh = _by_output(graph, samples, seed, threads) if settings.effort == "extensive" else None
-        layers = refine(graph, samples, plan.bits(), grids, refinement, weigh)
+        layers = refine(graph, samples, plan.bits(), grids, refinement, weigh, tell)
     quantized = QuantizedGraph(
         graph=graph,
         layers=layers,

@@ -33,6 +33,7 @@ from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
 from ompq_deploy.quantize.shrinkage import STEPS, best_shrinkage, shrunk
 from ompq_deploy.quantize.stream import Head, Stream, pieces
+from ompq_deploy.timing import Listener, counted
 
 DAMPING = 0.01
 TARGET_DAMPING = 1.0
@@ -60,8 +61,10 @@ def refine(
     grids: Mapping[str, Grid],
     settings: RefineSettings,
     weigh: Weigh | None = None,
+    tell: Listener | None = None,
 ) -> tuple[QuantizedLayer, ...]:
-    """The layers of `graph` at the widths `bits`, on the activation grids `grids`.
+    """The layers of `graph` at the widths `bits`, on the activation grids `grids`. `tell` hears how far it
+    has come.
 
     `weigh`, of all samples and copies, gives by node how much the positions of its output count, float32 (rows,
     positions) of mean 1; they count the same in nodes that it leaves out.
@@ -73,7 +76,7 @@ def refine(
     weights_of = weigh(rows) if weigh else {}
     exact, quantized = (Stream(graph, rows, simulated, settings.threads) for simulated in ({}, grids))
     done: dict[str, QuantizedLayer] = {}
-    for piece in pieces(graph):
+    for piece in counted(pieces(graph), "rounding, part", tell):
         layer = by_node.get(piece[0].name) if piece else None
         if layer is None:
             exact.step()

@@ -20,20 +20,27 @@ from ompq_deploy.quantize.biases import float_biases
 from ompq_deploy.quantize.covariance import Moments
 from ompq_deploy.quantize.refine import RefineSettings, measure, rounding_problem
 from ompq_deploy.quantize.stream import Stream, pieces
+from ompq_deploy.timing import Listener, counted
 
 
 def refined_rounding(
-    graph: PreparedGraph, samples: Samples, bits: Sequence[int], *, seed: int = 0, threads: int = 0
+    graph: PreparedGraph,
+    samples: Samples,
+    bits: Sequence[int],
+    *,
+    seed: int = 0,
+    threads: int = 0,
+    tell: Listener | None = None,
 ) -> Rounding:
     """Rounding errors of every layer at `bits`, refined on `samples`. A weight that several nodes read is refined for
-    the first."""
+    the first. `tell` hears how far it has come."""
     settings = RefineSettings(bias_correction=False, seed=seed, threads=threads)
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
     stream = Stream(graph, samples, {}, threads)
     errors: dict[str, Float32] = {}
-    for piece in pieces(graph):
+    for piece in counted(pieces(graph), "rounding, part", tell):
         layer = by_node.get(piece[0].name) if piece else None
         if layer is None or layer.name in errors:
             stream.step()
