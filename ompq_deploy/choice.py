@@ -1,4 +1,4 @@
-"""The plan under the metric that the settings name, or the winner of the contest. Glue of the pipeline."""
+"""The plan, or the losses, under the metric that the settings name or that wins the contest. Glue of the pipeline."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ompq_deploy.contest import Contest, Refine, captured_rows, folds, hold_cont
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, round_weights, score
+from ompq_deploy.pareto import halfway
+from ompq_deploy.planning import Allocation
 from ompq_deploy.quantize import quantize
 from ompq_deploy.quantize.columns import parts
 from ompq_deploy.quantize.refined_rounding import refined_rounding
@@ -89,6 +91,27 @@ def choose_plan(
         )  # fmt: skip
     watch.seconds.update(inner.seconds)
     return contest.plan, contest, contest.note
+
+
+def choose_losses(
+    graph: PreparedGraph,
+    samples: Samples,
+    captured: Capture,
+    problem: Allocation,
+    over: str,
+    settings: PlanSettings,
+    watch: Stopwatch,
+) -> tuple[Scores, Contest | None, str]:
+    """The losses under which plans at many limits on the resource `over` are made: those of the metric asked for, or of
+    the winner of one contest, held at half the range of `over`; with its record, and the metric's note."""
+    seen: dict[str, Scores] = {}
+
+    def halfway_plan(scores: Scores) -> BitPlan:
+        seen[scores.metric] = scores
+        return problem.limited(over, halfway(problem.problem(scores), over)).plan(scores)
+
+    plan, contest, note = choose_plan(graph, samples, captured, halfway_plan, settings, watch)
+    return seen[plan.metric], contest, note
 
 
 def _evidence(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -21,21 +20,9 @@ from ompq_deploy.units import format_bytes
 ROUNDS = 7
 """Bisection steps: the room is found to within 1 % of its range."""
 
-Chosen = TypeVar("Chosen")
 
-
-def fit_engine(
-    sizes: SizeTable,
-    budget: int,
-    smallest: BitPlan,
-    measure: Callable[[BitPlan], int],
-    choose: Callable[[SizeTable], tuple[BitPlan, Chosen]],
-) -> tuple[BitPlan, Chosen]:
-    """The plan with most room whose engine keeps `budget` bytes, and what `choose` adds to it.
-
-    `choose` plans under a size table and the budget; `measure` builds a plan's engine and tells its bytes, which
-    become the plan's `size_bytes`. `smallest` is the last resort: InfeasibleBudget when its engine is too large.
-    """
+def refuse_too_small(smallest: BitPlan, budget: int, measure: Callable[[BitPlan], int]) -> None:
+    """Raise InfeasibleBudget where even the engine of the `smallest` plan is above `budget` bytes."""
     least = measure(smallest)
     if least > budget:
         raise InfeasibleBudget(
@@ -43,22 +30,32 @@ def fit_engine(
             where="--size-of engine",
             fix=f"raise --size to {least}B or more; generated kernels, not weights, may take most of it",
         )
+
+
+def fit_engine(
+    sizes: SizeTable, budget: int, measure: Callable[[BitPlan], int], solve: Callable[[SizeTable], BitPlan]
+) -> BitPlan:
+    """The plan with most room whose engine keeps `budget` bytes; that of the smallest plan must.
+
+    `solve` plans under a size table and the budget; `measure` builds a plan's engine and tells its bytes, which become
+    the plan's `size_bytes`.
+    """
     fits, too_much = int(sizes.bytes.min(axis=1).sum()), int(sizes.bytes.max(axis=1).sum())
-    best: tuple[BitPlan, Chosen] | None = None
+    best: BitPlan | None = None
     room = too_much
     for _ in range(ROUNDS):
-        plan, chosen = choose(SizeTable(fixed=budget - room, bytes=sizes.bytes))
+        plan = solve(SizeTable(fixed=budget - room, bytes=sizes.bytes))
         engine = measure(plan)
         if engine <= budget:
-            best, fits = (replace(plan, size_bytes=engine), chosen), room
+            best, fits = replace(plan, size_bytes=engine), room
         else:
             too_much = room
         if fits == too_much:
             break
         room = (fits + too_much) // 2
     if best is None:
-        plan, chosen = choose(SizeTable(fixed=budget - fits, bytes=sizes.bytes))
-        best = (replace(plan, size_bytes=measure(plan)), chosen)
+        plan = solve(SizeTable(fixed=budget - fits, bytes=sizes.bytes))
+        best = replace(plan, size_bytes=measure(plan))
     return best
 
 

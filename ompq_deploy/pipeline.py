@@ -19,14 +19,12 @@ from ompq_deploy.artifacts import (
     PreparedGraph,
     QuantizedGraph,
     Samples,
-    SizeTable,
 )
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.channels import channel_ranges
-from ompq_deploy.choice import choose_plan, refines
-from ompq_deploy.contest import Contest
-from ompq_deploy.engine_fit import fit_engine
+from ompq_deploy.choice import choose_losses, choose_plan, refines
+from ompq_deploy.engine_fit import fit_engine, refuse_too_small
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed, OmpqError
 from ompq_deploy.evaluate import Evaluation, accuracy_failures, evaluate, evaluation_document
 from ompq_deploy.export.integer.emit import integer_model
@@ -110,19 +108,19 @@ def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizi
         problem = allocation(graph, settings)
     with watch.stage("capture"):
         captured = run_capture(graph, samples, settings, histograms=quantizing or refines(settings))
-
-    def choose(sizes: SizeTable) -> tuple[BitPlan, tuple[Contest | None, str]]:
-        solve = replace(problem, sizes=sizes).plan
-        plan, contest, note = choose_plan(graph, samples, captured, solve, settings, watch)
-        return plan, (contest, note)
-
     if settings.size_of == "engine":
-        measure = engine_measure(graph, captured)
-        plan, (contest, note) = fit_engine(
-            problem.sizes, problem.budget.size_bytes, problem.smallest(), measure, choose
-        )
+        smallest, measure = problem.smallest(), engine_measure(graph, captured)
+        refuse_too_small(smallest, problem.budget.size_bytes, measure)
+        losses, contest, note = choose_losses(graph, samples, captured, problem, "size", settings, watch)
+        with watch.stage("engine fit"):
+            plan = fit_engine(
+                problem.sizes,
+                problem.budget.size_bytes,
+                measure,
+                lambda sizes: replace(problem, sizes=sizes).plan(losses),
+            )
     else:
-        plan, (contest, note) = choose(problem.sizes)
+        plan, contest, note = choose_plan(graph, samples, captured, problem.plan, settings, watch)
     document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
     document |= {"contest": contest.document() if contest else None, "metric_note": note, "smoothing": smoothing}
     return Planned(graph=graph, samples=samples, capture=captured, plan=plan, document=document)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ompq_deploy.artifacts import BitPlan, PreparedGraph, Scores
+from ompq_deploy.artifacts import BitPlan, PreparedGraph
 from ompq_deploy.calib import Preprocess, input_specs, load_labelled
-from ompq_deploy.choice import choose_plan, refines
+from ompq_deploy.choice import choose_losses, refines
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed
 from ompq_deploy.evaluate import evaluate
 from ompq_deploy.export.integer.emit import integer_model
@@ -23,7 +23,7 @@ from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.grids_file import GRIDS_FILE, grids_document, read_wide_grids
 from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
 from ompq_deploy.outputs import OutputFolder
-from ompq_deploy.pareto import front, front_document, halfway
+from ompq_deploy.pareto import front, front_document
 from ompq_deploy.pipeline import (
     ENGINE_FILE,
     ENGINE_RECORD,
@@ -74,23 +74,17 @@ def write_pareto(
     Under the metric `auto` the contest is held once, at half the range, and its winner scores the whole front.
     """
     watch = Stopwatch(listener)
-    seen: dict[str, Scores] = {}
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
             graph, samples, _ = calibrated_graph(model, settings)
             problem = allocation(graph, settings)
         with watch.stage("capture"):
             captured = run_capture(graph, samples, settings, histograms=refines(settings))
-
-        def plan(scores: Scores) -> BitPlan:
-            seen[scores.metric] = scores
-            return problem.limited(over, halfway(problem.problem(scores), over)).plan(scores)
-
-        metric = choose_plan(graph, samples, captured, plan, settings, watch)[0].metric
+        losses, _, _ = choose_losses(graph, samples, captured, problem, over, settings, watch)
         with watch.stage("front"):
-            found = front(problem.problem(seen[metric]), graph.layers, over, points, seed=settings.seed)
-        facts = {"model": graph.source.name, "sha256": graph.sha256, "metric": metric, "settings": settings.recorded()}
-        document = front_document(found, over, facts)
+            found = front(problem.problem(losses), graph.layers, over, points, seed=settings.seed)
+        facts = {"model": graph.source.name, "sha256": graph.sha256, "metric": losses.metric}
+        document = front_document(found, over, {**facts, "settings": settings.recorded()})
         out.write_json("pareto.json", document)
         out.write("pareto.svg", front_svg(document).encode())
     return document

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ompq_deploy.artifacts import BitPlan, Budget, PlannedLayer, SizeTable, SolverRecord
-from ompq_deploy.engine_fit import fit_engine, stored_constants
+from ompq_deploy.engine_fit import fit_engine, refuse_too_small, stored_constants
 from ompq_deploy.errors import InfeasibleBudget
 
 SIZES = SizeTable(fixed=0, bytes=np.array([[50, 100], [200, 400], [500, 1000]]))
@@ -23,16 +23,16 @@ def plan_of(columns: list[int], size: int) -> BitPlan:
     return BitPlan(layers=rows, budget=Budget(size_bytes=1), size_bytes=size, metric="none", solver=solver)
 
 
-def widest_within(budget: int) -> Callable[[SizeTable], tuple[BitPlan, str]]:
+def widest_within(budget: int) -> Callable[[SizeTable], BitPlan]:
     """Of the eight plans, the largest one the table lets into the budget."""
 
-    def choose(sizes: SizeTable) -> tuple[BitPlan, str]:
+    def solve(sizes: SizeTable) -> BitPlan:
         plans = [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
         bytes_of = {tuple(p): sizes.fixed + int(sizes.bytes[np.arange(3), p].sum()) for p in plans}
         best = max((p for p in plans if bytes_of[tuple(p)] <= budget), key=lambda p: bytes_of[tuple(p)])
-        return plan_of(best, bytes_of[tuple(best)]), "chosen"
+        return plan_of(best, bytes_of[tuple(best)])
 
-    return choose
+    return solve
 
 
 def engine_with(overhead: int, per_wide_layer: int) -> Callable[[BitPlan], int]:
@@ -47,19 +47,19 @@ def engine_with(overhead: int, per_wide_layer: int) -> Callable[[BitPlan], int]:
 @pytest.mark.parametrize("per_wide_layer", [0, 130, 700])
 def test_the_measured_engine_keeps_the_budget(budget: int, per_wide_layer: int) -> None:
     measure = engine_with(1000, per_wide_layer)
-    plan, note = fit_engine(SIZES, budget, plan_of([0, 0, 0], 750), measure, widest_within(budget))
+    refuse_too_small(plan_of([0, 0, 0], 750), budget, measure)
+    plan = fit_engine(SIZES, budget, measure, widest_within(budget))
     assert measure(plan) == plan.size_bytes <= budget
-    assert note == "chosen"
 
 
 def test_all_the_room_is_used_where_engines_grow_with_it() -> None:
-    plan, _ = fit_engine(SIZES, 2500, plan_of([0, 0, 0], 750), engine_with(1000, 0), widest_within(2500))
+    plan = fit_engine(SIZES, 2500, engine_with(1000, 0), widest_within(2500))
     assert plan.size_bytes == 1000 + 100 + 400 + 1000
 
 
 def test_a_budget_below_the_smallest_engine_names_it() -> None:
     with pytest.raises(InfeasibleBudget, match="1750 bytes"):
-        fit_engine(SIZES, 1700, plan_of([0, 0, 0], 750), engine_with(1000, 0), widest_within(1700))
+        refuse_too_small(plan_of([0, 0, 0], 750), 1700, engine_with(1000, 0))
 
 
 def test_constants_as_tensorrt_stores_them() -> None:
