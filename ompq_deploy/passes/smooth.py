@@ -31,11 +31,9 @@ from ompq_deploy.passes.equalize import alone, by_input, input_ranges, scale_inp
 
 LEVELS = 255
 LEAST_GAIN = 4.0
-SMALLEST = -4
+SMALLEST = -6
 """Least k: a channel that calibration hardly saw may be larger on other samples, and the integer-only model, which has
-x on a grid of 16 bits, keeps 12 of them; with 10, one value in twelve rounds to another step than in the Q/DQ model."""
-MOST = 1 / 8
-"""Largest share of the activations on grids that is smoothed, those that gain most, for the same reason."""
+x on a grid of 16 bits, keeps 10 of them. YOLOX-nano's heads are 58 % off on average at -4, 41 % at -6, 45 % at -8."""
 
 Smoothing = Mapping[str, Sequence[int]]
 """k of every channel, by activation."""
@@ -70,7 +68,6 @@ def find_smoothing(graph: PreparedGraph, ranges: Mapping[str, Float64]) -> dict[
     """k of the activations that gain enough; `ranges` are the largest magnitudes per channel of the `candidates`."""
     weights = graph.layer_weights()
     found: dict[str, list[int]] = {}
-    gains: dict[str, float] = {}
     for candidate in candidates(graph):
         r = ranges[candidate.tensor]
         if not r.any() or not np.isfinite(r).all():
@@ -78,9 +75,8 @@ def find_smoothing(graph: PreparedGraph, ranges: Mapping[str, Float64]) -> dict[
         k = _exponents(candidate, weights, r)
         before, after = (_noise(candidate, weights, r, exponents) for exponents in (np.zeros_like(k), k))
         if before >= LEAST_GAIN * after > 0:
-            found[candidate.tensor], gains[candidate.tensor] = k.astype(int).tolist(), before / after
-    kept = sorted(found, key=gains.__getitem__, reverse=True)[: int(MOST * len(graph.activations))]
-    return {name: k for name, k in found.items() if name in kept}
+            found[candidate.tensor] = k.astype(int).tolist()
+    return found
 
 
 def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
