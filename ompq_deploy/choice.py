@@ -77,8 +77,8 @@ def choose_plan(
                 return solve(scores)
 
         forced = plan_under(FORCED)
-        watch.seconds.update(inner.seconds)
         if set(forced.bits().values()) == {max(settings.widths)}:
+            watch.seconds.update(inner.seconds)
             return forced, None, FORCED_NOTE
         left_out, refine = REFINED, None
         if refines(settings):

@@ -173,8 +173,10 @@ def hold_contest(
     if not plans:
         assert failure is not None
         raise failure
+    refined_on = None
     best = _finalists(known, plans, refine)
     if refine is not None and len(best) > 1:
+        refined_on = len(refine.samples)
         reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, refine.samples, threads))
         known = {}
         for i, entry in enumerate(entries):
@@ -195,7 +197,7 @@ def hold_contest(
         measure=heads.measure,
         scored=len(samples.scored),
         held_out=len(samples.held_out),
-        refined_on=len(refine.samples) if refine is not None and len(best) > 1 else None,
+        refined_on=refined_on,
         note=" ".join(filter(None, (samples.note, heads.note, unasked))),
     )
 

@@ -58,19 +58,24 @@ class GraphIndex:
         return {name: place for place, node in enumerate(self.graph.node) for name in node.output if name}
 
     @cached_property
+    def values(self) -> dict[str, onnx.ValueInfoProto]:
+        """What is known of the types of computed and given tensors."""
+        return {value.name: value for value in (*self.graph.value_info, *self.graph.input, *self.graph.output)}
+
+    @cached_property
     def float_tensors(self) -> set[str]:
         """The computed and given tensors known to be float32."""
-        values = (*self.graph.value_info, *self.graph.input, *self.graph.output)
-        return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        floats = onnx.TensorProto.FLOAT
+        return {name for name, value in self.values.items() if value.type.tensor_type.elem_type == floats}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Shapes by tensor name, None for a symbolic axis; from value_info, inputs, outputs and initializers."""
         found: dict[str, tuple[int | None, ...]] = {}
-        for value in (*self.graph.value_info, *self.graph.input, *self.graph.output):
+        for name, value in self.values.items():
             if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
                 dims = value.type.tensor_type.shape.dim
-                found[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+                found[name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
         for name, tensor in self.initializers.items():
             found[name] = tuple(tensor.dims)
         return found

@@ -154,8 +154,9 @@ def calibrated_graph(model: Path, settings: PlanSettings) -> tuple[PreparedGraph
     samples = calibration_samples(graph, settings)
     if not settings.quantize.smooth:
         return graph, samples, {}
-    axes = {candidate.tensor: candidate.axis for candidate in candidates(graph)}
-    smoothing = find_smoothing(graph, channel_ranges(graph, axes, samples, settings.threads)) if axes else {}
+    among = candidates(graph)
+    axes = {candidate.tensor: candidate.axis for candidate in among}
+    smoothing = find_smoothing(graph, among, channel_ranges(graph, axes, samples, settings.threads)) if axes else {}
     return _smoothed(graph, smoothing), samples, smoothing
 
 

@@ -38,7 +38,8 @@ def start(
     """
     options = sessions.session_options(threads)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    sessions.lend(model, lent or {}, options)
+    if lent:
+        sessions.lend(model, lent, options)
     return sessions.start(model, options)
 
 

@@ -269,9 +269,7 @@ def test_it_tells_how_far_it_has_come(residual_model: Path, tmp_path: Path) -> N
     verbs.write_plan(residual_model, settings, tmp_path / "out", lambda name, _: told.append(name))
     assert "contest: orm" in told
     layers = len(prepare(residual_model).layers)
-    assert [f"contest: kl-refined: measuring layer {i}/{layers}" in told for i in range(1, layers + 1)] == [
-        True
-    ] * layers
+    assert {f"contest: kl-refined: measuring layer {i}/{layers}" for i in range(1, layers + 1)} <= set(told)
     assert any(name.startswith("contest: plan of kl-refined: rounding, part 2/") for name in told)
 
 

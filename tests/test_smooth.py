@@ -79,8 +79,9 @@ def noise_samples(graph: PreparedGraph, count: int) -> Samples:
 
 
 def found_on(graph: PreparedGraph, samples: Samples) -> dict[str, list[int]]:
-    axes = {candidate.tensor: candidate.axis for candidate in candidates(graph)}
-    return find_smoothing(graph, channel_ranges(graph, axes, samples))
+    among = candidates(graph)
+    axes = {candidate.tensor: candidate.axis for candidate in among}
+    return find_smoothing(graph, among, channel_ranges(graph, axes, samples))
 
 
 @pytest.mark.parametrize("read", READERS)

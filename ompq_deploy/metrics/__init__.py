@@ -157,7 +157,7 @@ def _kl(evidence: Evidence, _: MetricSettings) -> Scores:
 
     samples = take(evidence.samples, _affordable_for_kl(evidence))
     return output_error(
-        evidence.graph, evidence.heads, samples, evidence.rounding, evidence.threads, tell=within("kl", evidence.tell)
+        evidence.graph, evidence.heads, samples, evidence.rounding, evidence.threads, tell=evidence.tell
     )
 
 
@@ -177,7 +177,7 @@ def _kl_refined(evidence: Evidence, _: MetricSettings) -> Scores:
     rounding = evidence.refined(select(evidence.samples, others), tell=within(REFINED, evidence.tell))
     samples = select(evidence.samples, scored)
     return output_error(
-        evidence.graph, evidence.heads, samples, rounding, evidence.threads, REFINED, within(REFINED, evidence.tell)
+        evidence.graph, evidence.heads, samples, rounding, evidence.threads, metric=REFINED, tell=evidence.tell
     )
 
 

@@ -23,7 +23,7 @@ from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.heads import SOFTENED, Heads, Reference
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runner import by_sample, feeds, returning, size_of, start
-from ompq_deploy.timing import Listener, counted
+from ompq_deploy.timing import Listener, counted, within
 
 
 def output_error(
@@ -50,12 +50,11 @@ def output_error(
     reference = Reference(heads=heads, outputs=_outputs(heads, passes, passes))
     weights = {layer.weight: rounding.weights[layer.name] for layer in graph.layers}
     loss = np.zeros((len(suffixes), len(rounding.bits)))
-    for row, suffix in enumerate(counted(suffixes, "measuring layer", tell)):
-        model = _model(graph, index, suffix, heads, weights.keys())
+    for row, suffix in enumerate(counted(suffixes, "measuring layer", within(metric, tell))):
+        lent = {name: weights[name] for name in suffix.constants if name in weights}
+        model = _model(graph, index, suffix, heads, lent)
         if model.graph.output:
-            lent = {name: weights[name] for name in suffix.constants if name in weights}
-            session = start(model, threads, lent)
-            loss[row] = _losses(session, suffix.layer, reference, passes, rounding)
+            loss[row] = _losses(start(model, threads, lent), suffix.layer, reference, passes, rounding)
     return Scores(metric=metric, bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=heads.note)
 
 
@@ -91,15 +90,14 @@ def _model(
     graph: PreparedGraph, index: GraphIndex, suffix: Suffix, heads: Heads, lent: Collection[str]
 ) -> onnx.ModelProto:
     """A suffix as a model from the outer tensors and the weight to the heads, without the constants that are `lent`."""
-    typed = {v.name: v for v in (*graph.model.graph.output, *graph.model.graph.value_info, *graph.model.graph.input)}
     layer = suffix.layer
     weight = helper.make_tensor_value_info(layer.weight, onnx.TensorProto.FLOAT, layer.shape)
     outputs = [name for name in heads.tensors if name in suffix.changed]
     body = helper.make_graph(
         suffix.nodes,
         "suffix",
-        [*(typed[name] for name in suffix.outer), weight],
-        [typed.get(name, onnx.ValueInfoProto(name=name)) for name in outputs],
+        [*(index.values[name] for name in suffix.outer), weight],
+        [index.values.get(name, onnx.ValueInfoProto(name=name)) for name in outputs],
         [index.initializers[name] for name in suffix.constants if name not in lent],
     )
     return helper.make_model(body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)

@@ -64,11 +64,13 @@ def candidates(graph: PreparedGraph) -> list[Candidate]:
     return found
 
 
-def find_smoothing(graph: PreparedGraph, ranges: Mapping[str, Float64]) -> dict[str, list[int]]:
-    """k of the activations that gain enough; `ranges` are the largest magnitudes per channel of the `candidates`."""
+def find_smoothing(
+    graph: PreparedGraph, among: Sequence[Candidate], ranges: Mapping[str, Float64]
+) -> dict[str, list[int]]:
+    """k of the activations `among` the candidates that gain enough, from their largest magnitudes per channel."""
     weights = graph.layer_weights()
     found: dict[str, list[int]] = {}
-    for candidate in candidates(graph):
+    for candidate in among:
         r = ranges[candidate.tensor]
         if not r.any() or not np.isfinite(r).all():
             continue
@@ -84,8 +86,6 @@ def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     index, weights = GraphIndex(model), graph.layer_weights()
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    known = {value.name: value for value in model.graph.value_info}
     factors = []
     for candidate in candidates(graph):
         if candidate.tensor not in smoothing:
@@ -95,14 +95,14 @@ def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
         shape = (-1,) + (1,) * (-1 - candidate.axis)
         model.graph.initializer.append(numpy_helper.from_array(np.exp2(-k).astype(np.float32).reshape(shape), factor))
         factors.append(helper.make_node("Mul", [candidate.tensor, factor], [name], name=name))
-        if candidate.tensor in known:
+        if candidate.tensor in index.values:
             value = model.graph.value_info.add()
-            value.CopyFrom(known[candidate.tensor])
+            value.CopyFrom(index.values[candidate.tensor])
             value.name = name
         for layer in candidate.readers:
             index.nodes[layer.name].input[0] = name
             scaled = scale_inputs(layer, weights[layer.name], np.exp2(k))
-            initializers[layer.weight].CopyFrom(numpy_helper.from_array(scaled, layer.weight))
+            index.initializers[layer.weight].CopyFrom(numpy_helper.from_array(scaled, layer.weight))
     for node in factors:
         producer = next(i for i, other in enumerate(model.graph.node) if node.input[0] in other.output)
         model.graph.node.insert(producer + 1, node)
