@@ -56,7 +56,7 @@ class Head:
     @property
     def box(self) -> tuple[slice, ...] | None:
         """The elements as one slice per axis of `shape`, or None where they form no box."""
-        places = np.unravel_index(self.elements, self.shape)
+        places = np.unravel_index(self.elements, self.shape) if self.shape else ()
         found = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)
         return found if len(self.elements) == np.prod([s.stop - s.start for s in found]) else None
 

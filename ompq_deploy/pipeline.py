@@ -142,7 +142,7 @@ def engine_measure(graph: PreparedGraph, captured: Capture) -> Callable[[BitPlan
 def prepare_graph(model: Path, settings: PlanSettings, smoothing: Smoothing | None = None) -> PreparedGraph:
     """The canonical graph, its weights balanced across layers where the settings ask for it, its activations smoothed
     as a plan.json says."""
-    graph = prepare(model)
+    graph = prepare(model, settings.input_shapes)
     if settings.quantize.equalize:
         graph = equalize(graph).graph
     return _smoothed(graph, smoothing or {})

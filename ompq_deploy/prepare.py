@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex
 from ompq_deploy.layers import find_layers
 from ompq_deploy.lock import sha256_of
+from ompq_deploy.passes.drop_identities import drop_identities
 from ompq_deploy.passes.fix_baked_batch import fix_baked_batch
 from ompq_deploy.passes.fixed_sizes import write_fixed_sizes
 from ompq_deploy.passes.fold_constants import fold_constants
@@ -25,6 +27,7 @@ from ompq_deploy.passes.fold_dimensions import fold_dimensions
 from ompq_deploy.passes.fold_repeated import fold_repeated
 from ompq_deploy.passes.fuse_layer_norm import fuse_layer_norm
 from ompq_deploy.passes.fuse_linear import fuse_linear
+from ompq_deploy.passes.input_sizes import give_sizes, open_unknown_sizes
 from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
 from ompq_deploy.passes.split_attention import split_attention
 from ompq_deploy.passes.split_einsum import split_einsum
@@ -41,24 +44,28 @@ QUANTIZED_OPS = frozenset(
 )  # fmt: skip
 
 
-def prepare(path: Path | str) -> PreparedGraph:
+def prepare(path: Path | str, input_shapes: Sequence[str] = ()) -> PreparedGraph:
     """Read `path` (external data beside it included) and return the canonical graph.
 
-    Raises BadInput for anything that is not a float ONNX model with at least one quantizable layer.
+    `input_shapes` are sizes for symbolic axes of the inputs, as text (`passes/input_sizes.py`). Raises BadInput for
+    anything that is not a float ONNX model with at least one quantizable layer, and for shapes that do not fit it.
     """
     path = Path(path)
     original = load_model(path)
     _refuse_quantized(original, path)
-    _refuse_bad_weights(original, path)
+    _refuse_nan(original, path)
+    float_bytes = original.ByteSize()
+    open_unknown_sizes(original)
+    give_sizes(original, input_shapes)
     model = canonicalize(original, path)
     bare = PreparedGraph(
         model=model,
         layers=(),
         activations=(),
-        batch=_fixed_batch(model),
+        batch=_fixed_batch(model, path),
         source=path,
         sha256=sha256_of(path),
-        float_bytes=original.ByteSize(),
+        float_bytes=float_bytes,
     )
     graph = rewritten(bare, model)
     if not graph.layers:
@@ -67,6 +74,7 @@ def prepare(path: Path | str) -> PreparedGraph:
             where=str(path),
             fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are float32 constants",
         )
+    _refuse_infinite_layers(graph)
     return graph
 
 
@@ -120,7 +128,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     ir_passes.InlinePass()(graph)
     name_nodes(graph)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
-    ir_passes.IdentityEliminationPass()(graph)
+    drop_identities(graph)
     origins = layer_origins(graph)
     changed = True
     while changed:
@@ -170,17 +178,38 @@ def _refuse_quantized(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def _refuse_bad_weights(model: onnx.ModelProto, path: Path) -> None:
+def _refuse_nan(model: onnx.ModelProto, path: Path) -> None:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
     for tensor in model.graph.initializer:
-        if tensor.data_type in floats and not np.isfinite(numpy_helper.to_array(tensor)).all():
-            raise BadInput(
-                f"weight {tensor.name!r} holds NaN or infinite values",
-                where=str(path),
-                fix="check the training run or the export; such a network cannot be quantized",
-            )
+        if tensor.data_type in floats and np.isnan(numpy_helper.to_array(tensor)).any():
+            raise _bad_weight(tensor.name, "NaN", path)
 
 
-def _fixed_batch(model: onnx.ModelProto) -> int | None:
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    return dims[0].dim_value if dims and dims[0].HasField("dim_value") else None
+def _refuse_infinite_layers(graph: PreparedGraph) -> None:
+    """Infinite values may mask something, but not in what a layer multiplies or adds."""
+    index = GraphIndex(graph.model)
+    for layer in graph.layers:
+        for name in filter(index.is_constant, index.nodes[layer.name].input):
+            if not np.isfinite(index.constant(name)).all():
+                raise _bad_weight(name, "infinite values", graph.source)
+
+
+def _bad_weight(name: str, values: str, path: Path) -> BadInput:
+    return BadInput(
+        f"weight {name!r} holds {values}",
+        where=str(path),
+        fix="check the training run or the export; such a network cannot be quantized",
+    )
+
+
+def _fixed_batch(model: onnx.ModelProto, path: Path) -> int | None:
+    """The size of the inputs' first axis, along which samples lie; None where it is symbolic for all."""
+    axes = {value.name: value.type.tensor_type.shape.dim[:1] for value in model.graph.input}
+    sizes = {name: dims[0].dim_value for name, dims in axes.items() if dims and dims[0].HasField("dim_value")}
+    if len(set(sizes.values())) > 1:
+        raise BadInput(
+            f"the first axes of the inputs differ: {', '.join(f'{name} {size}' for name, size in sizes.items())}",
+            where=str(path),
+            fix="export the model with the batch in front of every input",
+        )
+    return next(iter(sizes.values()), None)

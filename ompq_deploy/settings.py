@@ -20,7 +20,7 @@ DEFAULT_BITS = (4, 8)
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
     """What decides the plan. Limits are text: `size` "6.7MB" or "60%", `bops` "75G", `activation_memory` "4MB",
-    `latency` "2ms"; None is no limit."""
+    `latency` "2ms"; None is no limit. `input_shapes` are those of `--input-shape`."""
 
     size: str | None = None
     size_of: str = "file"
@@ -31,6 +31,7 @@ class PlanSettings:
     solver: str = "cp-sat"
     rules: Rules = field(default_factory=Rules)
     bits: tuple[int, ...] = DEFAULT_BITS
+    input_shapes: tuple[str, ...] = ()
     calib: Path | None = None
     preprocess: Preprocess | None = None
     samples: int = DEFAULT_SAMPLES
@@ -53,6 +54,7 @@ class PlanSettings:
         values["calib"] = str(self.calib) if self.calib else None
         values["latency_table"] = str(self.latency_table) if self.latency_table else None
         values["bits"] = list(self.bits)
+        values["input_shapes"] = list(self.input_shapes)
         return values
 
     @classmethod
@@ -70,6 +72,7 @@ class PlanSettings:
             latency_table=Path(table) if table else None,
             rules=Rules.from_recorded(values.pop("rules", {})),
             bits=tuple(values.pop("bits")),
+            input_shapes=tuple(values.pop("input_shapes", ())),
             quantize=QuantizeSettings(**values.pop("quantize")),
             **values,
         )

@@ -176,7 +176,7 @@ def test_a_build_that_fails_gives_the_builders_words_and_the_node(backend: Backe
 def test_free_axes_besides_the_batch_are_refused_by_name(backend: Backend) -> None:
     g = models.GraphBuilder()
     model = g.model(["N", 3, "H", 8], g.conv("x", "conv", 3, 4), ["N", 4, "H", 8], opset=21)
-    with pytest.raises(BackendMissing, match="'x' has free axes"):
+    with pytest.raises(BackendMissing, match="'x' has open axes"):
         build_engine(model, backend)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples
+from ompq_deploy.capture.fit import running
 from ompq_deploy.capture.histograms import count_histograms
 from ompq_deploy.capture.one_pass import run_one_pass
 from ompq_deploy.capture.statistics import Statistics
@@ -29,13 +30,13 @@ def capture(graph: PreparedGraph, samples: Samples, *, histograms: bool = False,
     Streams the samples where the batch axis is fixed, or where a layer's output does not keep it in front.
     Raises BadInput where the samples do not fit the graph, or an activation is not finite on them.
     """
-    _refuse_misfit(graph, samples)
     found: Statistics | None = None
-    if graph.batch is None or graph.batch == len(samples):
-        found = run_one_pass(graph, samples, threads)
-    streamed = found is None
-    if found is None:
-        found = run_streamed(graph, samples, threads)
+    with running(graph, samples):
+        if graph.batch is None or graph.batch == len(samples):
+            found = run_one_pass(graph, samples, threads)
+        streamed = found is None
+        if found is None:
+            found = run_streamed(graph, samples, threads)
     _refuse_overflow(found, samples)
     return Capture(
         grams=found.grams,
@@ -46,24 +47,6 @@ def capture(graph: PreparedGraph, samples: Samples, *, histograms: bool = False,
         count=len(samples),
         streamed=streamed,
     )
-
-
-def _refuse_misfit(graph: PreparedGraph, samples: Samples) -> None:
-    missing = set(graph.input_names) - set(samples.inputs)
-    if missing:
-        raise BadInput(
-            f"the samples hold no array for the graph input {sorted(missing)[0]!r}",
-            where=samples.source,
-            fix=f"name the arrays after the inputs: {', '.join(graph.input_names)}",
-        )
-    if not len(samples):
-        raise BadInput("there are no calibration samples", where=samples.source, fix="give at least one sample")
-    if graph.batch is not None and len(samples) % graph.batch:
-        raise BadInput(
-            f"{len(samples)} samples do not fill batches of {graph.batch}, the size fixed in the model",
-            where=samples.source,
-            fix=f"give a multiple of {graph.batch} samples",
-        )
 
 
 def _refuse_overflow(found: Statistics, samples: Samples) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from ompq_deploy.errors import BackendMissing
+from ompq_deploy.passes.input_sizes import HINT, open_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class NotCovered(Exception):
         self.uncovered = Uncovered(name=node.name, op=node.op_type, reason=reason)
 
 
-def refuse(uncovered: Iterable[Uncovered]) -> BackendMissing:
-    """One error that lists every uncovered node, by operator and reason."""
+def refuse(uncovered: Iterable[Uncovered], model: onnx.ModelProto) -> BackendMissing:
+    """One error that lists every uncovered node of `model`, by operator and reason."""
     by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
     for item in sorted(uncovered, key=lambda item: (item.op, item.reason)):
         by_kind[item.op, item.reason].append(item.name)
@@ -41,5 +42,5 @@ def refuse(uncovered: Iterable[Uncovered]) -> BackendMissing:
     return BackendMissing(
         f"the integer-only model does not cover: {kinds}",
         where="; ".join(f"{op}: {', '.join(names)}" for (op, _), names in by_kind.items()),
-        fix="use --target onnx for this model, or replace or split these operators",
+        fix=HINT if open_axes(model) else "use --target onnx for this model, or replace or split these operators",
     )

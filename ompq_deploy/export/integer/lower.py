@@ -93,7 +93,7 @@ def lower(quantized: QuantizedGraph, arithmetic: str = DYADIC) -> IntegerProgram
     operations += _lower_groups_and_moves(scope, groups, moves, uncovered)
     ending = end_integers(scope, moves, uncovered)
     if uncovered:
-        raise refuse(uncovered.values())
+        raise refuse(uncovered.values(), quantized.graph.model)
     return IntegerProgram(
         graph=quantized.graph,
         inputs=tuple(name for name in quantized.graph.input_names if name in scope.grids),
@@ -137,7 +137,7 @@ def _check_form(scope: Scope, group: Group) -> None:
 
 
 def _needed_moves(scope: Scope, groups: dict[str, Group], uncovered: Uncoveredness) -> list[str]:
-    """The tensors between integer operations that only move values.
+    """The tensors between integer operations that only move values, with all that a Split among them makes.
 
     On the way back from what integer operations read, every float node is uncovered.
     """
@@ -153,12 +153,17 @@ def _needed_moves(scope: Scope, groups: dict[str, Group], uncovered: Uncoveredne
             continue
         visited.add(name)
         if scope.on_grid(name) and name not in scope.grids:
-            moves.append(name)
+            moves += [output for output in node.output if output not in scope.grids and _is_read(scope, output)]
+            visited.update(node.output)
             wanted.append(node.input[0])
         else:
             uncovered.setdefault(node.name, NotCovered(node, FLOAT_BETWEEN).uncovered)
             wanted += scope.index.activation_inputs(node)
     return moves
+
+
+def _is_read(scope: Scope, tensor: str) -> bool:
+    return bool(scope.index.consumers(tensor)) or tensor in scope.index.outputs
 
 
 def _lower_groups_and_moves(

@@ -14,6 +14,7 @@ from ompq_deploy.errors import BackendMissing
 from ompq_deploy.export.tensorrt.backend import Backend
 from ompq_deploy.export.tensorrt.graph import treat
 from ompq_deploy.export.tensorrt.inspect import read_engine
+from ompq_deploy.passes.input_sizes import HINT
 
 MAX_BYTES = 2**31 - 1
 """What one protobuf message can hold."""
@@ -50,7 +51,7 @@ def build_engine(model: onnx.ModelProto, backend: Backend, *, batch: int = 1) ->
         raise _refused(backend, error.desc(), model, node=f"{error.node_name()} ({error.node_operator()})")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _set_batch(builder, network, config, backend, model, batch)
+    _set_batch(builder, network, config, batch)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         words = [text for severity, text in logger.messages if severity in ("ERROR", "INTERNAL_ERROR")]
@@ -115,14 +116,18 @@ def _network_flags(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _set_batch(builder: Any, network: Any, config: Any, backend: Backend, model: onnx.ModelProto, batch: int) -> None:
+def _set_batch(builder: Any, network: Any, config: Any, batch: int) -> None:
     """Give every input with a free first axis the range 1 to `batch`, tuned for 1."""
     profile = builder.create_optimization_profile()
     free = False
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         shape = tuple(tensor.shape)
         if any(size < 0 for size in shape[1:]):
-            raise _refused(backend, f"input {tensor.name!r} has free axes besides the batch: {shape}", model)
+            raise BackendMissing(
+                f"an engine needs fixed sizes, input {tensor.name!r} has open axes besides the batch: {shape}",
+                where="model.trt.onnx",
+                fix=HINT,
+            )
         if shape and shape[0] < 0:
             free = True
             profile.set_shape(tensor.name, (1, *shape[1:]), (1, *shape[1:]), (batch, *shape[1:]))
