@@ -91,6 +91,16 @@ def reads(node: onnx.NodeProto) -> set[str]:
     return names - {""}
 
 
+def made_in_branches(node: onnx.NodeProto) -> set[str]:
+    """Names of all tensors that the branches of a node hold: inputs, constants and results."""
+    names: set[str] = set()
+    for branch in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+        names.update(tensor.name for tensor in (*branch.input, *branch.initializer))
+        for other in branch.node:
+            names.update(other.output, made_in_branches(other))
+    return names - {""}
+
+
 def without_dead_nodes(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """The nodes, in order, that some of `outputs` depends on; `nodes` are in topological order."""
     wanted = set(outputs)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
-from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.graph_index import GraphIndex, attributes, reads
 from ompq_deploy.heads import Head, Heads, variation
 from ompq_deploy.runner import run_batches, run_samples, select
 
@@ -75,7 +75,7 @@ def last_layers(graph: PreparedGraph) -> tuple[str, ...]:
         if node.name in layer_of:
             found.add(layer_of[node.name])
         else:
-            waiting += index.activation_inputs(node)
+            waiting += [name for name in reads(node) if not index.is_constant(name)]
     return tuple(layer.name for layer in graph.layers if layer.name in found)
 
 

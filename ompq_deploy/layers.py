@@ -18,7 +18,8 @@ ACTIVATION_OPS = frozenset(
 
 
 def find_layers(index: GraphIndex) -> tuple[Layer, ...]:
-    """Layers in topological order of their first node; nodes that share a weight form one layer."""
+    """Layers in topological order of their first node; nodes that share a weight, which all read it in the same way
+    (`passes/own_weights.py`), form one layer."""
     by_weight: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in index.graph.node:
         if is_layer(index, node):
@@ -40,6 +41,13 @@ def is_layer(index: GraphIndex, node: onnx.NodeProto) -> bool:
         plain = settings.get("alpha", 1.0) == 1.0 and settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
         return plain and all(index.is_constant(name) for name in node.input[2:])
     return all(index.is_constant(name) for name in node.input[2:] if name)
+
+
+def weight_use(node: onnx.NodeProto) -> tuple[str, int, int]:
+    """How a layer's node reads its weight: operator, axis of the output channels, groups."""
+    settings = attributes(node)
+    axes = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 0 if settings.get("transB", 0) else 1}
+    return node.op_type, axes[node.op_type], settings.get("group", 1)
 
 
 def layer_output(index: GraphIndex, node: onnx.NodeProto) -> str:
@@ -66,17 +74,16 @@ def _swish_output(index: GraphIndex, tensor: str) -> str:
 
 def _layer(index: GraphIndex, nodes: list[onnx.NodeProto]) -> Layer:
     first = nodes[0]
-    settings = attributes(first)
+    op, channel_axis, groups = weight_use(first)
     shape = tuple(index.initializers[first.input[1]].dims)
-    channel_axis = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 0 if settings.get("transB", 0) else 1}
     return Layer(
         name=first.name,
-        op=first.op_type,
+        op=op,
         nodes=tuple(node.name for node in nodes),
         weight=first.input[1],
         shape=shape,
-        channel_axis=channel_axis[first.op_type],
-        groups=settings.get("group", 1),
+        channel_axis=channel_axis,
+        groups=groups,
         inputs=tuple(node.input[0] for node in nodes),
         output=layer_output(index, first),
         macs=sum(_macs(index, node, shape) for node in nodes),

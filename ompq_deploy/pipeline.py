@@ -25,6 +25,7 @@ from ompq_deploy.capture import capture
 from ompq_deploy.capture.channels import channel_ranges
 from ompq_deploy.choice import choose_losses, choose_plan, refines
 from ompq_deploy.engine_fit import fit_engine, refuse_too_small
+from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed, OmpqError
 from ompq_deploy.evaluate import Evaluation, accuracy_failures, evaluate, evaluation_document
 from ompq_deploy.export.integer.emit import integer_model
@@ -152,6 +153,7 @@ def calibrated_graph(model: Path, settings: PlanSettings) -> tuple[PreparedGraph
     """The graph, smoothed on the samples where the settings allow it, the samples, and what was smoothed."""
     graph = prepare_graph(model, settings)
     samples = calibration_samples(graph, settings)
+    refuse_other_function(graph, samples, settings.input_shapes, settings.threads)
     if not settings.quantize.smooth:
         return graph, samples, {}
     among = candidates(graph)

@@ -7,7 +7,8 @@ A group is what an integer kernel computes in one go:
 Only a group's last tensor is put on a grid, so that Conv + Add + Relu can fuse. Going from the outputs to the
 inputs, a tensor must be integer when a layer reads it, or when an operator with integer semantics reads it
 whose own result must be integer. Operators that only move values hand the request to their input and share its
-grid. Everything else stays in floating point.
+grid, but where a layer reads what they took from a constant, rows of a table say. Everything else stays in floating
+point.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ def place_activations(index: GraphIndex, layers: Iterable[Layer]) -> tuple[str, 
     layer_nodes = {name for layer in layers for name in layer.nodes}
     wanted: set[str] = set()
     placed: set[str] = set()
+    looked_up: set[str] = set()
     for node in reversed(index.graph.node):
         if node.name in layer_nodes:
             wanted.add(node.input[0])
+            if index.is_constant(_moved_from(index, node.input[0])):
+                looked_up.add(node.input[0])
         if not any(name in wanted for name in node.output):
             continue
-        if moves_values(index, node):
+        if moves_values(index, node) and looked_up.isdisjoint(node.output):
             wanted.add(node.input[0])
             continue
         placed.update(name for name in node.output if name in wanted)
@@ -62,6 +66,15 @@ def layer_grid(index: GraphIndex, activations: Container[str], tensor: str) -> s
     grid = grid_tensor(index, activations, tensor)
     assert grid is not None, f"layer input {tensor} lies on no grid"
     return grid
+
+
+def _moved_from(index: GraphIndex, tensor: str) -> str:
+    """Where the values of a tensor come from, seen through value-moving operators."""
+    node = index.producer.get(tensor)
+    while node is not None and moves_values(index, node):
+        tensor = node.input[0]
+        node = index.producer.get(tensor)
+    return tensor
 
 
 def moves_values(index: GraphIndex, node: onnx.NodeProto) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
@@ -27,8 +28,12 @@ from ompq_deploy.passes.fold_dimensions import fold_dimensions
 from ompq_deploy.passes.fold_repeated import fold_repeated
 from ompq_deploy.passes.fuse_layer_norm import fuse_layer_norm
 from ompq_deploy.passes.fuse_linear import fuse_linear
+from ompq_deploy.passes.fuse_pad_into_pool import fuse_pad_into_pool
 from ompq_deploy.passes.input_sizes import give_sizes, open_unknown_sizes
+from ompq_deploy.passes.keep_outputs import keep_outputs
 from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
+from ompq_deploy.passes.old_resize import LAST_WITHOUT, give_coordinates
+from ompq_deploy.passes.own_weights import own_weights
 from ompq_deploy.passes.split_attention import split_attention
 from ompq_deploy.passes.split_einsum import split_einsum
 from ompq_deploy.passes.split_norms import split_norms
@@ -114,7 +119,12 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """A new model, opset 21 or its own if later, with constants, BatchNorm, Pad and Identity folded, nodes named."""
+    """A new model, opset 21 or its own if later, with constants, BatchNorm, Pad and Identity folded, nodes named.
+
+    Every output is made by a node, and every layer's weight read by that layer alone.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model, convert_version=True)
     try:
         upgraded = onnx.version_converter.convert_version(model, OPSET) if opset_of(model) < OPSET else model
     except (RuntimeError, onnx.version_converter.ConvertError) as e:
@@ -125,7 +135,6 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         ) from e
     graph = ir.from_proto(upgraded)
     ir_passes.RemoveInitializersFromInputsPass()(graph)
-    ir_passes.InlinePass()(graph)
     name_nodes(graph)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     drop_identities(graph)
@@ -133,7 +142,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     changed = True
     while changed:
         changed = fold_constants(graph) | split_norms(graph) | split_pools(graph) | split_attention(graph)
-        changed |= split_einsum(graph)
+        changed |= split_einsum(graph) | fuse_pad_into_pool(graph)
         changed |= fuse_linear(graph) | fuse_layer_norm(graph) | fold_dimensions(graph)
         ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     _quiet_deduplication(graph)
@@ -145,8 +154,12 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     result = ir.to_proto(graph)
     result.ir_version = max(IR_VERSION, model.ir_version)
     del result.graph.value_info[:]
+    if opset_of(model) <= LAST_WITHOUT:
+        give_coordinates(result)
     fix_baked_batch(result)
     fold_repeated(result)
+    keep_outputs(result)
+    own_weights(result)
     inferred = onnx.shape_inference.infer_shapes(result, data_prop=True)
     write_fixed_sizes(inferred)
     return inferred
@@ -191,7 +204,7 @@ def _refuse_infinite_layers(graph: PreparedGraph) -> None:
     for layer in graph.layers:
         for name in filter(index.is_constant, index.nodes[layer.name].input):
             if not np.isfinite(index.constant(name)).all():
-                raise _bad_weight(name, "infinite values", graph.source)
+                raise _bad_weight(name, "NaN or infinite values", graph.source)
 
 
 def _bad_weight(name: str, values: str, path: Path) -> BadInput:

@@ -59,7 +59,7 @@ def assert_equal_to_reference(
     for name in reference.accumulators:
         wide = program.grids[sources[name]].wide
         kinds[accumulator(name)] = TensorProto.INT64 if wide else TensorProto.INT32
-    kinds |= dict.fromkeys(reference.floats, TensorProto.FLOAT)
+    kinds |= dict.fromkeys(map(program.real_name, reference.floats), TensorProto.FLOAT)
     found = run(expose(model, kinds), feeds)
     for name, values in reference.integers.items():
         codes = found[stored(name)].astype(int)
@@ -70,7 +70,7 @@ def assert_equal_to_reference(
     for name, totals in reference.accumulators.items():
         np.testing.assert_array_equal(found[accumulator(name)], totals, err_msg=name)
     for name, floats in reference.floats.items():
-        np.testing.assert_array_equal(found[name], floats, err_msg=name)
+        np.testing.assert_array_equal(found[program.real_name(name)], floats, err_msg=name)
     return reference
 
 

@@ -126,6 +126,16 @@ def test_missing_input(graph: PreparedGraph) -> None:
         capture(graph, samples_of(np.zeros((2, 3, 16, 16), np.float32), "images"))
 
 
+def test_samples_that_the_model_fails_on(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    y = g.node("Add", [g.conv("x", "first", 3, 4), g.constant(np.zeros((4, 8, 8), np.float32), "places")], "sum")
+    model = g.model(["N", 3, "H", "W"], g.conv(y, "second", 4, 2), ["N", 2, "H", "W"])
+    graph = prepare(models.save(model, tmp_path / "m.onnx"))
+    with pytest.raises(BadInput, match="cannot run the float model on the samples") as caught:
+        capture(graph, samples_of(np.zeros((2, 3, 6, 6), np.float32), "x"))
+    assert "--input-shape" in caught.value.fix
+
+
 @pytest.mark.parametrize("batch", ["N", 1])
 def test_a_network_that_overflows_is_refused_by_the_tensor(batch: int | str, tmp_path: Path) -> None:
     g = models.GraphBuilder()

@@ -106,6 +106,15 @@ def test_elements_that_form_no_box_are_told_apart_too() -> None:
     assert Head(tensor="y", layers=(), shape=(2, 3), elements=np.array([0, 1, 5]), variation=1.0).box is None
 
 
+def test_one_number_per_sample_is_a_head(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    y = g.node("Squeeze", [g.gemm("x", "fc", 6, 1), g.constant(np.array([1]), "axis")], "squeezed")
+    graph = prepare(models.save(g.model(["N", 6], y, ["N"]), tmp_path / "m.onnx"))
+    (head,) = output_heads(graph, samples_of(graph))
+    assert head.box == ()
+    assert head.of(np.arange(3.0)).tolist() == [[0.0], [1.0], [2.0]]
+
+
 def two_heads() -> Heads:
     parts = tuple(
         Head(tensor="y", layers=(), shape=(5,), elements=np.array(elements), variation=scale)

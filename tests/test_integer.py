@@ -423,6 +423,29 @@ def test_a_float_tail_is_kept(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(integer_model(program), feeds)["y"].sum(axis=1), 1, rtol=1e-5)
 
 
+def test_a_tail_may_read_the_input(tmp_path: Path) -> None:
+    """As that of a network which computes the noise in an image."""
+    g = GraphBuilder()
+    noise = g.conv(g.node("Relu", [g.conv("x", "first", 3, 4)], "relu"), "second", 4, 3)
+    model = g.model(["N", 3, 8, 8], g.node("Sub", ["x", noise], "clean"), ["N", 3, 8, 8])
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    assert_equal_to_reference(lower(quantized), inputs(quantized.graph, SAMPLES))
+
+
+def test_what_one_node_makes_is_integer_together(tmp_path: Path) -> None:
+    """Of a Split's results a layer reads one, and only the tail the other, as in a detector's head."""
+    g = GraphBuilder()
+    both = g.node("Concat", [g.conv("x", "first", 3, 4), g.conv("x", "second", 3, 4)], "both", axis=1)
+    parts = ["boxes", "scores"]
+    g.nodes.append(helper.make_node("Split", [both, settings(g, "lengths", 4, 4)], parts, name="split", axis=1))
+    joined = [g.conv("boxes", "last", 4, 4), g.node("Sigmoid", ["scores"], "sigmoid")]
+    model = g.model(["N", 3, 8, 8], g.node("Concat", joined, "joined", axis=1), ["N", 8, 8, 8])
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    program = lower(quantized)
+    assert_equal_to_reference(program, inputs(quantized.graph, SAMPLES))
+    assert [node.op_type for node in program.tail] == ["Sigmoid", "Concat"]
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_one_scale_and_a_reshape_behind_the_integers(wide: bool, tmp_path: Path) -> None:
     """onnxruntime carries a DequantizeLinear with one scale behind the Reshape, where int32 has no kernel."""

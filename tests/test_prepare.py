@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
@@ -112,6 +112,30 @@ def test_a_shared_weight_is_one_layer(tmp_path: Path) -> None:
     assert [layer.nodes for layer in graph.layers] == [("a", "b")]
 
 
+def test_a_weight_read_along_two_axes_is_two_layers(tmp_path: Path) -> None:
+    """As in a tied autoencoder; the rows that another node looks up are a third use."""
+    g = models.GraphBuilder()
+    weight = g.constant(g.random.standard_normal((6, 6)).astype(np.float32), "weight")
+    code = g.node("Relu", [g.node("Gemm", ["x", weight], "encode", transB=1)], "relu")
+    y = g.node("Gemm", [code, weight], "decode")
+    rows = g.node("Gather", [weight, g.constant(np.array([1]), "row")], "rows", axis=0)
+    path = models.save(g.model(["N", 6], g.node("Mul", [y, rows], "scaled"), ["N", 6]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [(layer.nodes, layer.channel_axis) for layer in graph.layers] == [(("encode",), 0), (("decode",), 1)]
+    index = GraphIndex(graph.model)
+    assert [len(index.consumers(layer.weight)) for layer in graph.layers] == [1, 1]
+    assert_equivalent(path, graph)
+
+
+def test_rows_of_a_table_that_a_layer_reads_lie_on_a_grid(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    table = g.constant(g.random.standard_normal((9, 6)).astype(np.float32), "table")
+    places = g.node("Cast", [g.node("Relu", ["x"], "positive")], "places", to=TensorProto.INT64)
+    rows = g.node("Flatten", [g.node("Gather", [table, places], "rows")], "flat")
+    graph = prepare(models.save(g.model(["N", 2], g.gemm(rows, "fc", 12, 3), ["N", 3]), tmp_path / "m.onnx"))
+    assert graph.activations == ("flat_out",)
+
+
 def test_every_layer_input_lies_on_a_grid(residual_model: Path) -> None:
     graph = prepare(residual_model)
     produced = set(graph.input_names) | {name for node in graph.model.graph.node for name in node.output}
@@ -144,6 +168,18 @@ def test_a_truncated_model(residual_model: Path) -> None:
     residual_model.write_bytes(residual_model.read_bytes()[:-100])
     with pytest.raises(BadInput, match=r"cut short|breaks the ONNX standard"):
         prepare(residual_model)
+
+
+def test_infinite_values_may_mask(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    mask = g.constant(np.array([0, -np.inf, 0, 0], np.float32), "mask")
+    y = g.node("Softmax", [g.node("Add", [g.conv("x", "conv", 3, 4), mask], "masked")], "softmax")
+    path = models.save(g.model(["N", 3, 4, 4], y, ["N", 4, 4, 4]), tmp_path / "m.onnx")
+    assert_equivalent(path, prepare(path))
+    y = g.conv(y, "last", 4, 2)
+    g.initializers[-1].CopyFrom(numpy_helper.from_array(np.array([1, np.inf], np.float32), "last_bias"))
+    with pytest.raises(BadInput, match="last_bias"):
+        prepare(models.save(g.model(["N", 3, 4, 4], y, ["N", 2, 4, 4]), tmp_path / "m.onnx"))
 
 
 def test_nan_weights_are_named(tmp_path: Path) -> None:
@@ -182,6 +218,97 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     path = models.save(g.model(["N", 3, 8, 8], g.conv(x, "conv", 3, 4), ["N", 4, 8, 8]), tmp_path / "m.onnx")
     with pytest.raises(BadInput, match="quantized already: node 'q'"):
         prepare(path)
+
+
+@pytest.mark.parametrize(
+    ("opset", "mode", "scale"),
+    [(9, "linear", 2.0), (9, "nearest", 1.5), (10, "linear", 2.0), (10, "nearest", 1.5), (10, "nearest", 0.6)],
+)
+def test_a_resize_of_old_opsets_keeps_its_coordinates(opset: int, mode: str, scale: float, tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    scales = g.constant(np.array([1, 1, scale, scale], np.float32), "scales")
+    resized = g.node("Upsample" if opset == 9 else "Resize", [g.conv("x", "first", 3, 4), scales], "resized", mode=mode)
+    y = g.conv(resized, "last", 4, 2)
+    path = models.save(g.model(["N", 3, 8, 8], y, ["N", 2, "H", "W"], opset=opset), tmp_path / "m.onnx")
+    assert_equivalent(path, prepare(path))
+
+
+def test_functions_of_the_model_are_inlined_before_its_opset_is_raised(tmp_path: Path) -> None:
+    opset = helper.make_opsetid("", 17)
+    body = [helper.make_node("Conv", ["a", "w"], ["c"], kernel_shape=[3, 3]), helper.make_node("Relu", ["c"], ["o"])]
+    g = models.GraphBuilder()
+    g.conv("x", "first", 3, 4)
+    g.nodes[:] = [helper.make_node("Block", ["x", "first_weight"], ["block_out"], domain="local", name="block")]
+    model = g.model(["N", 3, 8, 8], g.conv("block_out", "last", 4, 2), ["N", 2, 6, 6], opset=17)
+    model.functions.append(helper.make_function("local", "Block", ["a", "w"], ["o"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    path = models.save(model, tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node] == ["Conv", "Relu", "Conv"]
+    assert_equivalent(path, graph)
+
+
+def outputs_of(results: Callable[[models.GraphBuilder, str], list[str]]) -> onnx.ModelProto:
+    """A model of one convolution and what `results` makes of its output, all returned."""
+    g = models.GraphBuilder()
+    y = g.conv("x", "conv", 3, 4)
+    names = results(g, y)
+    model = g.model(["N", 3, 8, 8], y, ["N", 4, 8, 8])
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    known = {value.name: value for value in (*inferred.value_info, *inferred.input)}
+    model.graph.output.extend(known[name] for name in names)
+    return model
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        lambda g, y: [y],
+        lambda g, y: [y, g.node("Identity", [y], "again")],
+        lambda g, y: [g.node("Identity", ["x"], "given")],
+        lambda g, y: [g.node("Neg", [g.constant(np.ones(3, np.float32), "ones")], "anchors")],
+    ],
+    ids=["a tensor", "it twice", "the input", "a constant"],
+)
+def test_every_output_keeps_its_name(results: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = models.save(outputs_of(results), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert list(graph.output_names) == [value.name for value in onnx.load(path).graph.output]
+    assert_equivalent(path, graph)
+
+
+def test_an_identity_in_a_branch_stays(tmp_path: Path) -> None:
+    """It makes a tensor from outside the branch's result."""
+    g = models.GraphBuilder()
+    y = g.conv("x", "conv", 3, 4)
+    branches = {}
+    for name, op in (("then_branch", "Neg"), ("else_branch", "Identity")):
+        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, 8, 8])
+        branches[name] = helper.make_graph([helper.make_node(op, [y], [name])], name, [], [result])
+    mean = g.node("ReduceMean", ["x"], "mean", keepdims=0)
+    chosen = g.node(
+        "If", [g.node("Greater", [mean, g.constant(np.float32(0), "zero")], "positive")], "chosen", **branches
+    )
+    path = models.save(g.model(["N", 3, 8, 8], chosen, ["N", 4, 8, 8]), tmp_path / "m.onnx")
+    assert_equivalent(path, prepare(path))
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, np.finfo(np.float32).min])
+def test_padding_in_front_of_a_pool_becomes_the_pools_own(lowest: float, tmp_path: Path) -> None:
+    def pooled(value: float, **settings: Any) -> list[str]:
+        g = models.GraphBuilder()
+        pads = g.constant(np.array([0, 0, 0, 1, 0, 0, 1, 1]), "pads")
+        padded = g.node("Pad", [g.conv("x", "first", 3, 4), pads, g.constant(np.float32(value), "value")], "padded")
+        y = g.conv(g.node("MaxPool", [padded], "pool", kernel_shape=[2, 3], **settings), "last", 4, 2)
+        path = models.save(g.model(["N", 3, 7, 7], y, ["N", 2, "H", "W"]), tmp_path / "m.onnx")
+        graph = prepare(path)
+        assert_equivalent(path, graph)
+        return [node.op_type for node in graph.model.graph.node]
+
+    fused = ["Conv", "MaxPool", "Conv"]
+    assert pooled(lowest) == pooled(lowest, strides=[2, 2]) == pooled(lowest, pads=[1, 0, 0, 1]) == fused
+    assert "Pad" in pooled(-1.0)
+    assert "Pad" in pooled(-1.0, auto_pad="SAME_UPPER")
 
 
 @pytest.mark.parametrize("opset", [11, 13, 18, 21, 22, 23])

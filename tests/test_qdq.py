@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from ompq_deploy.artifacts import BitPlan, Budget, PlannedLayer, SolverRecord
 from ompq_deploy.errors import BadInput
@@ -152,3 +152,40 @@ def test_real_models_run(name: str, raw: bool, bits: int, shared: Callable[[str]
     assert found.shape == reference.shape
     if bits == 8:
         assert np.corrcoef(found.ravel(), reference.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(("given", "returned"), [("t0", "y"), ("c1", "w0"), ("x", "b0"), ("z0", "t1_q")])
+def test_names_people_know_may_look_like_short_ones(given: str, returned: str, tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    y = g.conv(g.node("Relu", [g.conv(given, "first", 3, 4)], "relu"), "last", 4, 2)
+    model = g.model(["N", 3, 8, 8], y, ["N", 2, 8, 8])
+    model.graph.input[0].name = given
+    model.graph.output[0].name = model.graph.node[-1].output[0] = returned
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    written = qdq_model(quantized)
+    onnx.checker.check_model(written, full_check=True)
+    feeds = inputs(quantized.graph)
+    reference, found = run(quantized.graph.model, feeds), run(written, feeds)
+    assert np.abs(found - reference).max() < 0.05 * np.abs(reference).max()
+    assert qdq_model(read_qdq(written, quantized.graph, plan_of(quantized))) == written
+
+
+def test_branches_read_the_tensors_they_read_before(tmp_path: Path) -> None:
+    """One from the graph, one that is a constant there, and one of a branch's own that is called as others here."""
+    g = models.GraphBuilder()
+    first, two = g.conv("x", "first", 3, 4), g.constant(np.float32(2), "two")
+    branches = {}
+    for name, factors in (("then_branch", ["t0", two]), ("else_branch", [two, "t0"])):
+        nodes = [helper.make_node("Relu", [first], ["t0"]), helper.make_node("Mul", factors, [name])]
+        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, 8, 8])
+        branches[name] = helper.make_graph(nodes, name, [], [result])
+    zero = g.constant(np.float32(0), "zero")
+    positive = g.node("Greater", [g.node("ReduceMean", ["x"], "mean", keepdims=0), zero], "positive")
+    y = g.conv(g.node("If", [positive], "chosen", **branches), "last", 4, 2)
+    quantized = quantize_graph(models.save(g.model(["N", 3, 8, 8], y, ["N", 2, 8, 8]), tmp_path / "m.onnx"))
+    written = qdq_model(quantized)
+    onnx.checker.check_model(written, full_check=True)
+    for shift in (-0.3, 0.3):
+        feeds = {"x": inputs(quantized.graph)["x"] + np.float32(shift)}
+        reference, found = run(quantized.graph.model, feeds), run(written, feeds)
+        assert np.abs(found - reference).max() < 0.05 * np.abs(reference).max()

@@ -13,7 +13,7 @@ whose numbers repeat are looked up in the graph (`lookup.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, Qu
 from ompq_deploy.export import storage
 from ompq_deploy.export.lookup import find_lookup
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph_index import GraphIndex, made_in_branches, reads
 from ompq_deploy.placement import layer_grid
 
 PRODUCER = "ompq-deploy"
@@ -44,7 +44,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
     for position, node in enumerate(graph.model.graph.node):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.input[:] = [writer.read(name) for name in node.input]
+        _read_elsewhere(copy, writer.read)
         copy.output[:] = [names.tensor(name) for name in node.output]
         if node.name in by_node:
             layer = by_node[node.name]
@@ -59,7 +59,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
         for name in node.output:
             writer.put_on_grid(name)
 
-    used = {name for node in writer.nodes for name in node.input}
+    used = {name for node in writer.nodes for name in reads(node)}
     stored = {tensor.name for tensor in writer.initializers}
     constants, lookups = _kept_constants(graph, names, used - stored)
     result = helper.make_graph(
@@ -78,6 +78,15 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
         producer_name=PRODUCER,
         ir_version=graph.model.ir_version,
     )
+
+
+def _read_elsewhere(node: onnx.NodeProto, name_of: Callable[[str], str], inner: frozenset[str] = frozenset()) -> None:
+    """Have a node, and its branches, read other tensors in place of those of the graph; `inner` are not the graph's."""
+    node.input[:] = [name if name in inner else name_of(name) for name in node.input]
+    inner |= made_in_branches(node)
+    for branch in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+        for other in branch.node:
+            _read_elsewhere(other, name_of, inner)
 
 
 def layer_bytes(layers: Sequence[Layer], bits: Sequence[int]) -> np.ndarray:

@@ -171,14 +171,15 @@ def _against_reference(
         if name in reference.integers:
             yield step, _from_storage(integer[stored(name)], program.grids[name]), reference.integers[name]
         if name in reference.floats:
-            yield step, integer[name].view(np.int32), reference.floats[name].view(np.int32)
+            yield step, integer[program.real_name(name)].view(np.int32), reference.floats[name].view(np.int32)
 
 
 def _integer_tensors(program: IntegerProgram) -> list[str]:
     """Every tensor of the integer model that the reference computes too."""
     integers = [*program.inputs, *(operation.output for operation in program.operations if leaves_integers(operation))]
     sums = [operation.output for operation in program.operations if leaves_accumulator(operation)]
-    return [*map(stored, integers), *map(accumulator, sums), *(ending.tensor for ending in program.dequantized)]
+    ends = [program.real_name(ending.tensor) for ending in program.dequantized]
+    return [*map(stored, integers), *map(accumulator, sums), *ends]
 
 
 def _from_storage(codes: NDArray[Any], grid: Grid) -> NDArray[np.int32]:

@@ -52,7 +52,8 @@ def integer_owners(program: IntegerProgram) -> Owners:
         owners |= {form(operation.output): operation.name for form in (stored, accumulator)}
     tail = {name: node.name for node in program.tail for name in node.output if name}
     layers = {operation.output: operation.name for operation in program.operations}
-    return owners | {ending.tensor: layers.get(ending.tensor, ending.tensor) for ending in program.dequantized} | tail
+    ends = {program.real_name(e.tensor): layers.get(e.tensor, e.tensor) for e in program.dequantized}
+    return owners | ends | tail
 
 
 def _first_other(found: onnx.ModelProto, expected: onnx.ModelProto) -> onnx.NodeProto | None:

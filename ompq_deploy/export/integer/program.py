@@ -396,3 +396,7 @@ class IntegerProgram:
     grids: Mapping[str, Grid]
     dequantized: tuple[Dequantize, ...]
     tail: tuple[onnx.NodeProto, ...]
+
+    def real_name(self, tensor: str) -> str:
+        """The float tensor that the end of the integers leaves in the ONNX model: an input's own name is taken."""
+        return f"{tensor}_dequantized_input" if tensor in self.inputs else tensor

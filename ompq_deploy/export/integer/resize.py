@@ -26,6 +26,7 @@ from ompq_deploy.graph_index import attributes
 from ompq_deploy.groups import Group
 from ompq_deploy.resampling import Taps, resized
 
+BATCH = 0
 WEIGHT_BITS = 12
 WEIGHT_BITS_IN_ALL = 30
 """Of all axes together: with the 17 bits of a wide value they leave room for a multiplier."""
@@ -95,7 +96,7 @@ def _taps(scope: Scope, node: onnx.NodeProto) -> dict[int, Taps]:
     scales = _scales(scope, node, len(shape))
     found = {}
     for axis, (size, length) in enumerate(zip(shape, result, strict=True)):
-        if size == length and scales.get(axis, 1.0) == 1.0:
+        if size == length and scales.get(axis, 1.0) == 1.0 and (size or axis in scales or axis == BATCH):
             continue
         if size is None or length is None:
             raise NotCovered(node, "it needs fixed sizes")

@@ -87,11 +87,12 @@ def integer_model(program: IntegerProgram) -> onnx.ModelProto:
     for operation in program.operations:
         EMITTERS[type(operation)](writer, operation)
     for ending in program.dequantized:
-        _dequantize(writer, ending)
+        _dequantize(writer, ending, program.real_name(ending.tensor))
     original = program.graph.model.graph
-    used = {name for node in program.tail for name in node.input}
+    tail = [_reading_ends(node, program) for node in program.tail]
+    used = {name for node in tail for name in node.input}
     graph = helper.make_graph(
-        [*writer.nodes, *program.tail],
+        [*writer.nodes, *tail],
         "ompq_integer",
         original.input,
         original.output,
@@ -128,8 +129,16 @@ def _quantize(writer: Writer, name: str) -> None:
     writer.node("Sub", [codes, writer.constant(f"{name}_zero", np.int32(grid.zero_point))], stored(name))
 
 
-def _dequantize(writer: Writer, ending: Dequantize) -> None:
-    """The float tensor at the end of the integers.
+def _reading_ends(node: onnx.NodeProto, program: IntegerProgram) -> onnx.NodeProto:
+    """A node of the tail, which reads the ends of the integers by the names they have here."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [program.real_name(name) for name in node.input]
+    return copy
+
+
+def _dequantize(writer: Writer, ending: Dequantize, name: str) -> None:
+    """The float tensor `name` at the end of the integers.
 
     Behind a DequantizeLinear of int32 with one scale stands a Sum of that tensor alone: onnxruntime 1.31 repeats such a
     node behind a Reshape that reads it, with a QuantizeLinear to int32 that it cannot run (its issue 25001).
@@ -137,12 +146,12 @@ def _dequantize(writer: Writer, ending: Dequantize) -> None:
     scale = writer.constant(f"{ending.tensor}_dequantize_scale", ending.scale)
     if not ending.from_accumulator and not writer.grids[ending.tensor].wide:
         zero_point = writer.zero_point(ending.tensor)
-        writer.node("DequantizeLinear", [stored(ending.tensor), scale, zero_point], ending.tensor)
+        writer.node("DequantizeLinear", [stored(ending.tensor), scale, zero_point], name)
         return
     source = biased(ending.tensor) if ending.from_accumulator else stored(ending.tensor)
     settings = {"axis": ending.axis} if ending.from_accumulator else {}
     alone = ending.scale.size == 1
-    output = f"{ending.tensor}_dequantized" if alone else ending.tensor
+    output = f"{ending.tensor}_dequantized" if alone else name
     writer.node("DequantizeLinear", [source, scale], output, **settings)
     if alone:
-        writer.node("Sum", [output], ending.tensor)
+        writer.node("Sum", [output], name)

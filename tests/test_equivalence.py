@@ -1,0 +1,37 @@
+"""The canonical graph is checked against the file it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from ompq_deploy.artifacts import Samples
+from ompq_deploy.equivalence import refuse_other_function
+from ompq_deploy.errors import OmpqError
+from ompq_deploy.prepare import prepare
+from ompq_deploy.runner import ORT_FAILURES, start, with_weights
+from tests.quantized import inputs
+
+
+def test_another_function_is_refused(residual_model: Path) -> None:
+    graph = prepare(residual_model)
+    samples = Samples(inputs=inputs(graph), labels=None, source="test", sha256="")
+    refuse_other_function(graph, samples)
+    moved = {"main1": 1.2 * graph.layer_weights()["main1"]}
+    with pytest.raises(OmpqError, match="computes another 'y'"):
+        refuse_other_function(replace(graph, model=with_weights(graph, moved)), samples)
+
+
+def test_a_file_that_does_not_run_says_nothing(residual_model: Path) -> None:
+    graph = prepare(residual_model)
+    samples = Samples(inputs=inputs(graph), labels=None, source="test", sha256="")
+    model = onnx.load(residual_model)
+    model.graph.node[0].domain = "unknown"
+    model.opset_import.append(onnx.helper.make_opsetid("unknown", 1))
+    onnx.save(model, residual_model)
+    with pytest.raises(ORT_FAILURES):
+        start(model)
+    refuse_other_function(graph, samples)
