@@ -17,7 +17,7 @@ from onnx_ir.passes import common as ir_passes
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.layers import find_layers
 from ompq_deploy.lock import sha256_of
 from ompq_deploy.passes.drop_identities import drop_identities
@@ -58,6 +58,7 @@ def prepare(path: Path | str, input_shapes: Sequence[str] = ()) -> PreparedGraph
     path = Path(path)
     original = load_model(path)
     _refuse_quantized(original, path)
+    _refuse_training(original, path)
     _refuse_nan(original, path)
     float_bytes = original.ByteSize()
     open_unknown_sizes(original)
@@ -188,6 +189,16 @@ def _refuse_quantized(model: onnx.ModelProto, path: Path) -> None:
                 f"the model is quantized already: node {node.name or node.output[0]!r} is a {node.op_type}",
                 where=str(path),
                 fix="give the float model it was made from",
+            )
+
+
+def _refuse_training(model: onnx.ModelProto, path: Path) -> None:
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0):
+            raise BadInput(
+                f"the model was exported for training: {node.name or node.output[0]!r} normalizes by its batch",
+                where=str(path),
+                fix="export it for inference (in PyTorch: model.eval())",
             )
 
 

@@ -311,6 +311,15 @@ def test_padding_in_front_of_a_pool_becomes_the_pools_own(lowest: float, tmp_pat
     assert "Pad" in pooled(-1.0, auto_pad="SAME_UPPER")
 
 
+def test_a_model_exported_for_training_is_refused(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    ones = g.constant(np.ones(4, np.float32), "ones")
+    y = g.node("BatchNormalization", [g.conv("x", "conv", 3, 4), ones, ones, ones, ones], "norm", training_mode=1)
+    g.nodes[-1].output.extend(["mean", "variance"])
+    with pytest.raises(BadInput, match="exported for training: 'norm'"):
+        prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 4, 8, 8]), tmp_path / "m.onnx"))
+
+
 @pytest.mark.parametrize("opset", [11, 13, 18, 21, 22, 23])
 def test_any_opset(opset: int, tmp_path: Path) -> None:
     g = models.GraphBuilder()

@@ -86,7 +86,7 @@ def _reduce(
     ranges = {name: (min(run[name][0] for run in found), max(run[name][1] for run in found)) for name in tensors}
     per_run = [read_means(graph, run) for run in runs]
     means = {name: np.mean([run[name] for run in per_run], axis=0) for name in graph.activations}
-    return ranges, means, {name: tuple(runs[0][tap("shape", name)]) for name in outputs}
+    return ranges, means, {name: tuple(runs[0][tap("shape", name)].tolist()) for name in outputs}
 
 
 def _fetch(graph: PreparedGraph, outputs: Sequence[str], feeds: Sequence[Feed], threads: int) -> dict[str, Float32]:

@@ -25,11 +25,13 @@ class _Attention(pattern.RewriteRuleClassBase):
         return op.Attention(q, k, v, _allow_other_attributes=True, _outputs=["y"])
 
     def check(self, context, q, k, v, y, mask=None):  # type: ignore[no-untyped-def]
-        """Whether it is the formula above, all sizes that it takes known."""
+        """Whether it is the formula above in float32, all sizes that it takes known."""
         result = pattern.MatchResult()
         settings = y.producer().attributes
         if _number(settings, "is_causal") or _number(settings, "softcap"):
             return result.fail("it is causal, or has a soft cap", y)
+        if q.dtype != ir.DataType.FLOAT:
+            return result.fail("not float32", q)
         heads = [_heads(x, settings, name) for x, name in ((q, "q_num_heads"), (k, "kv_num_heads"))]
         if None in heads or heads[0] != heads[1] or not isinstance(q.shape[-1], int):
             return result.fail("its heads differ, or sizes are not known", y)
