@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from ompq_deploy.artifacts import Resource
 from ompq_deploy.errors import BadInput, InfeasibleBudget
 from ompq_deploy.settings import SOLVERS as NAMES
 from tests.problems import best_by_trying_all, is_feasible, layers, random_problem
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def figures(problem: Problem, solution: Solution | None) -> tuple[float, int]:
@@ -29,6 +34,17 @@ def test_both_exact_solvers_agree(batch: int) -> None:
         assert exact is not None
         assert exact.status == "OPTIMAL"
         assert figures(problem, exact) == pytest.approx(figures(problem, check), rel=1e-6)
+
+
+def test_control_c_is_still_pythons_after_a_solve() -> None:
+    solve_and_interrupt = (
+        "import os, signal; from ompq_deploy.allocate import cp_sat; from tests.problems import random_problem\n"
+        "assert cp_sat.solve(random_problem(0, 6)) is not None\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    run = subprocess.run([sys.executable, "-c", solve_and_interrupt], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout == "interrupted\n", run.stderr
 
 
 @pytest.mark.parametrize("seed", range(60))

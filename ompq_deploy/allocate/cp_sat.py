@@ -5,7 +5,7 @@
 
 Before that, the linear relaxation and a rounded plan rule out choices that no better plan holds (`bounds.py`):
 for one budget at 1,000 layers, five in six. One worker, a fixed seed and a deterministic time limit make the
-plan the same on every run and machine.
+plan the same on every run and machine. Ctrl-C is left to Python, whose handler OR-Tools would replace for good.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def _search(rows: Compact, hint: Int64 | None, seed: int) -> tuple[cp_model.CpSo
     solver.parameters.random_seed = seed
     solver.parameters.max_deterministic_time = DETERMINISTIC_LIMIT
     solver.parameters.linearization_level = 2
+    solver.parameters.catch_sigint_signal = False
     status = solver.solve(model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return status, None, -np.inf
