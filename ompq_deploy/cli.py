@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -38,8 +39,13 @@ if TYPE_CHECKING:
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
+TERMINATED = 143
 LOG_EVERY = 30.0
 """Seconds between two lines about the same stage where standard error is no terminal."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as `docker stop`, `timeout` and schedulers send it: the run ends as after Ctrl-C."""
 
 
 class _DefaultToDeploy(click.Group):
@@ -300,6 +306,7 @@ def main() -> None:
     """Entry point: run, and turn every error into its message and exit code."""
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(standalone_mode=False)
     except OmpqError as e:
@@ -311,14 +318,18 @@ def main() -> None:
     except click.ClickException as e:
         e.show()
         code = e.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, _Terminated) as e:
         click.echo("interrupted; nothing was left half-written", err=True)
-        code = INTERRUPTED
+        code = TERMINATED if isinstance(e, _Terminated) else INTERRUPTED
     except Exception as e:
         click.echo(f"error: internal error: {e!r}\n  to do: run again with -v and report the traceback", err=True)
         _trace(verbose)
         code = INTERNAL_ERROR
     sys.exit(code)
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _explain(error: OmpqError) -> None:

@@ -1,7 +1,8 @@
 """The output folder. Files are staged under a temporary name and renamed when the run is done.
 
 Renaming within one folder is atomic, so a reader sees the old file or the new one, never half of one; an
-interrupted run removes its staging folder and leaves the earlier results as they were.
+interrupted run removes its staging folder and leaves the earlier results as they were. A run holds a lock on its
+staging folder while it lives, in whichever container that is; the next one removes those that killed runs left.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,11 +30,14 @@ class OutputFolder:
         self.path = path
         self._created = not path.exists()
         self._staging: Path | None = None
+        self._lock: int | None = None
 
     def __enter__(self) -> OutputFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self.path)
             self._staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.path))
+            self._lock = _lock(self._staging)
         except OSError as e:
             raise _cannot_write(self.path, e) from e
         return self
@@ -49,6 +54,8 @@ class OutputFolder:
             raise _cannot_write(self.path, e) from e
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            if self._lock is not None:
+                os.close(self._lock)
             if kind is not None and self._created and not any(self.path.iterdir()):
                 self.path.rmdir()
 
@@ -79,6 +86,30 @@ class OutputFolder:
     def _entered(self) -> Path:
         assert self._staging is not None, "OutputFolder is used inside its with block"
         return self._staging
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the staging folders whose run is gone."""
+    for staging in folder.glob(f"{STAGING_PREFIX}*"):
+        if (lock := _lock(staging)) is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock on a folder until it is closed or its process ends; None where another holds it,
+    or the platform or the file system has no such locks."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+    return None
 
 
 def _cannot_write(path: Path, error: OSError) -> BadInput:

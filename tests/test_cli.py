@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from ompq_deploy import cli
+from ompq_deploy import cli, pipeline
 from tests import models
 
 Run = Callable[..., tuple[int, str, str]]
@@ -329,6 +331,27 @@ def test_a_failed_run_keeps_the_earlier_results(run: Run, deployed: Path, residu
     before = {path.name: path.read_bytes() for path in deployed.iterdir()}
     assert run(residual_model, "--size", "2KB", "--calib", data, "--out", deployed)[0] == 3
     assert {path.name: path.read_bytes() for path in deployed.iterdir()} == before
+
+
+@pytest.fixture
+def ignored_signals() -> Iterator[None]:
+    """SIGTERM ends no test that fails to handle it; the handlers are put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("ignored_signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(
+    number: signal.Signals, code: int, run: Run, residual_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "make_plan", lambda *_: os.kill(os.getpid(), number))
+    returned, _, err = run(residual_model, "--size", "16KB", "--out", tmp_path / "out")
+    assert (returned, err.strip()) == (code, "interrupted; nothing was left half-written")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_accuracy_gate(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:

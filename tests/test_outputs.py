@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ompq_deploy.errors import BadInput
-from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.outputs import STAGING_PREFIX, OutputFolder
 
 
 def test_files_appear_together_on_a_clean_exit(tmp_path: Path) -> None:
@@ -37,6 +37,18 @@ def test_a_failed_run_removes_the_folder_it_made(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), OutputFolder(tmp_path / "new"):
         raise RuntimeError
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_run_left_is_removed_and_what_another_is_writing_stays(tmp_path: Path) -> None:
+    killed = tmp_path / f"{STAGING_PREFIX}killed"
+    killed.mkdir()
+    (killed / "model").write_bytes(b"half")
+    (tmp_path / "checkpoint").write_bytes(b"kept")
+    with OutputFolder(tmp_path) as first, OutputFolder(tmp_path) as second:
+        assert not killed.exists()
+        first.write("a", b"1")
+        second.write("b", b"2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "checkpoint"]
 
 
 def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:
