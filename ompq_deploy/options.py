@@ -29,6 +29,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LARGEST_SEED = 2**31 - 1
+"""What CP-SAT takes."""
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -166,7 +169,7 @@ PLANNING = _stack(
                  help="Balance weight ranges across layers first."),
     click.option("--smooth/--no-smooth", default=True, show_default=True,
                  help="Multiply the channels of very uneven activations in front of the layers that read them."),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True),
 )  # fmt: skip
 
 

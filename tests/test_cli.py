@@ -282,6 +282,8 @@ BAD_RUNS = {
     "no such layer": (["MODEL", "--size", "16KB", "--pin", "nowhere=4"], 2, "no layer matches"),
     "unknown solver": (["MODEL", "--size", "16KB", "--solver", "magic"], 2, "magic"),
     "no latency to sweep": (["pareto", "MODEL", "--over", "latency", "--metric", "mse"], 2, "--latency-table"),
+    "negative seed": (["MODEL", "--size", "16KB", "--seed", "-1"], 2, "--seed"),
+    "seed beyond the solver's": (["MODEL", "--size", "16KB", "--seed", "2147483648"], 2, "--seed"),
     "bad mean": (["MODEL", "--size", "16KB", "--mean", "a,b"], 2, "list of numbers"),
 }
 
