@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import signal
@@ -24,6 +25,7 @@ from ompq_deploy.options import (
     MODEL,
     OUT,
     PLANNING,
+    SWITCHES,
     TARGETS_WRITTEN,
     THREADS,
     TRAINING,
@@ -49,11 +51,15 @@ class _Terminated(BaseException):
 
 
 class _DefaultToDeploy(click.Group):
-    """`ompq-deploy MODEL.onnx ...` means `ompq-deploy deploy MODEL.onnx ...`."""
+    """`ompq-deploy MODEL.onnx ...` means `ompq-deploy deploy MODEL.onnx ...`; switches may stand before the verb."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
-            args.insert(0, "deploy")
+        switches = list(itertools.takewhile(SWITCHES.__contains__, args))
+        rest = args[len(switches) :]
+        if rest and rest[0] in self.commands:
+            args = [rest[0], *switches, *rest[1:]]
+        elif args and args[0] not in ("--help", "-h", "--version"):
+            args = ["deploy", *args]
         return super().parse_args(context, args)
 
 

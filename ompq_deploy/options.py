@@ -99,6 +99,8 @@ JUDGING = _stack(
     click.option("--eval", "eval_data", type=click.Path(path_type=Path), help="Labelled data: class folders or .npz."),
     click.option("--max-drop", type=float, help="Largest tolerated drop of top-1, in points (needs --eval)."),
 )
+SWITCHES = ("-v", "--verbose", "--quiet", "--json")
+"""Those of VERBOSITY that take no value."""
 VERBOSITY = _stack(
     click.option("-v", "--verbose", is_flag=True, help="Log more, and show tracebacks."),
     click.option("--quiet", is_flag=True, help="No progress."),

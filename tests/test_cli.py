@@ -129,6 +129,15 @@ def test_doctor_names_versions_and_backends(run: Run) -> None:
     assert set(facts["backends"]) == {"tensorrt", "tensorrt_rtx"}
 
 
+def test_switches_may_stand_before_the_verb(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
+    assert "packages" in json.loads(run("-v", "--json", "doctor")[1])
+    common = (residual_model, "--size", "16KB", "--calib", data, "--metric", "size", "--out", tmp_path / "out")
+    code, _, err = run("--quiet", "plan", *common)
+    assert (code, err) == (0, "")
+    code, _, err = run("--quiet", *common, "--dry-run")
+    assert (code, err) == (0, "")
+
+
 def test_without_calib_the_bundled_photographs_are_used_and_named(
     run: Run, residual_model: Path, tmp_path: Path
 ) -> None:
