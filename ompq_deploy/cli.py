@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 TERMINATED = 143
 LOG_EVERY = 30.0
 """Seconds between two lines about the same stage where standard error is no terminal."""
@@ -327,10 +329,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt, _Terminated) as e:
         click.echo("interrupted; nothing was left half-written", err=True)
         code = TERMINATED if isinstance(e, _Terminated) else INTERRUPTED
+    except SystemExit:  # click's and rich's answer to a pipe whose reader is gone
+        code = BROKEN_PIPE
     except Exception as e:
-        click.echo(f"error: internal error: {e!r}\n  to do: run again with -v and report the traceback", err=True)
+        code = _explain_unexpected(e)
         _trace(verbose)
-        code = INTERNAL_ERROR
     sys.exit(code)
 
 
@@ -340,6 +343,16 @@ def _terminate(*_: object) -> None:
 
 def _explain(error: OmpqError) -> None:
     click.echo(f"error: {error}", err=True)
+
+
+def _explain_unexpected(error: Exception) -> int:
+    """Tell of an error that no stage foresaw; the exit code."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = BadInput(f"cannot write: {error.strerror}", where=error.filename or "standard output", fix="make room")
+        _explain(full)
+        return full.exit_code
+    click.echo(f"error: internal error: {error!r}\n  to do: run again with -v and report the traceback", err=True)
+    return INTERNAL_ERROR
 
 
 def _trace(verbose: bool) -> None:

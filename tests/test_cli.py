@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,6 +343,25 @@ def test_a_failed_run_keeps_the_earlier_results(run: Run, deployed: Path, residu
     before = {path.name: path.read_bytes() for path in deployed.iterdir()}
     assert run(residual_model, "--size", "2KB", "--calib", data, "--out", deployed)[0] == 3
     assert {path.name: path.read_bytes() for path in deployed.iterdir()} == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_full_disk_behind_standard_output_is_a_plain_error(flags: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "ompq_deploy.cli", "doctor", *flags]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: cannot write: No space left on device\n  where: standard output")
+
+
+def test_a_reader_that_is_gone_is_no_failed_gate_and_no_defect() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ompq_deploy.cli", "doctor", "--json"]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, "")
 
 
 @pytest.fixture
