@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from ompq_deploy.errors import BadInput, OmpqError
 from ompq_deploy.options import (
@@ -35,6 +34,7 @@ from ompq_deploy.options import (
     preprocess_of,
     train_settings,
 )
+from ompq_deploy.report.console import Console
 from ompq_deploy.settings import TARGETS
 
 if TYPE_CHECKING:
@@ -420,7 +420,7 @@ def _listener(flags: dict[str, Any]) -> Callable[[str, float | None], None] | No
         else:
             return
         told = time.monotonic()
-        console.print(line.ljust(width), end=end, highlight=False, markup=False)
+        console.print(line.ljust(width), end=end, highlight=False)
 
     return tell
 

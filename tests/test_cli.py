@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -122,6 +123,32 @@ def test_report_is_printed_again(run: Run, deployed: Path) -> None:
     assert code == 0
     assert "downsample" in stdout
     assert json.loads(run("report", deployed, "--json")[1])["passed"] is True
+
+
+def test_names_with_brackets_and_colons_are_told_as_they_are(
+    run: Run, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    g = models.GraphBuilder()
+    y = g.conv(g.conv("x", "stem[/0]", 3, 4), "b:smile:", 4, 4)
+    path = models.save(g.model(["N", 3, 16, 16], y, ["N", 4, 16, 16]), tmp_path / "<m>[v1].onnx")
+    out = tmp_path / "x[" / "a]:smile:"
+    code, stdout, err = run(path, "--size", "5KB", "--calib", data, "--out", out, "--effort", "quick")
+    assert code == 0, err
+    page = (out / "report.html").read_text()
+    assert "<title>&lt;m&gt;[v1].onnx: ompq-deploy</title>" in page
+    for text in (stdout, page):
+        assert "stem[/0]" in text
+        assert "b:smile:" in text
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:12] in text
+    assert stdout.startswith("<m>[v1].onnx")
+    assert str(out / "report.json") in stdout
+    code, stdout, err = run("verify", out)
+    assert code == 0, err
+    assert "stem[/0]" in stdout
+    listener = cli._listener({"quiet": False})
+    assert listener is not None
+    listener("layer b:smile:[/]", 1.0)
+    assert "layer b:smile:[/]" in capsys.readouterr().err
 
 
 def test_doctor_names_versions_and_backends(run: Run) -> None:

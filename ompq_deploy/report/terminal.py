@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
+from html import escape
+from pathlib import PurePath
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.markup import escape
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from ompq_deploy.report.console import Console
 from ompq_deploy.units import format_bytes
 
 MODEL_TITLES = {"float": "float", "qdq": "Q/DQ INT4/INT8", "integer": "integer-only"}
 FURTHER_BUDGETS = {"bops": "BOPs", "activation_bytes": "activation bytes", "latency_ns": "latency ns"}
 HTML_WIDTH = 110
+SHOWN_DIGITS = 12
+"""Of the model's sha256."""
 
 
 def print_report(document: Mapping[str, Any], console: Console, where: str) -> None:
@@ -28,23 +33,31 @@ def write_html(document: Mapping[str, Any]) -> str:
     """A self-contained HTML page with the same tables."""
     console = Console(record=True, width=HTML_WIDTH, file=io.StringIO())
     console.print(render(document))
-    return console.export_html(inline_styles=True)
+    page = console.export_html(inline_styles=True)
+    return page.replace("<head>", f"<head>\n<title>{escape(_model_name(document))}: ompq-deploy</title>", 1)
 
 
 def render(document: Mapping[str, Any]) -> RenderableType:
-    """The layer table, the summary, and what was skipped or failed."""
-    parts: list[RenderableType] = [_layer_table(document)]
+    """Which model it is, the layer table, the summary, and what was skipped or failed."""
+    sha256 = f"  sha256 {document['model']['sha256'][:SHOWN_DIGITS]}"
+    parts: list[RenderableType] = [Text.assemble((_model_name(document), "bold"), sha256), _layer_table(document)]
     parts += [_contest_table(document["contest"])] if document.get("contest") else []
     if document.get("metric_note"):
-        parts.append(f"[yellow]metric {document['metric_chosen']}:[/] {escape(document['metric_note'])}")
+        parts.append(_remark("yellow", f"metric {document['metric_chosen']}", document["metric_note"]))
     parts.append(_summary_table(document))
     parts += [_heads_table(document["heads"])] if document.get("heads") else []
-    parts.append(f"calibrated on {escape(document['calibration']['source'])}")
-    parts += [f"[yellow]skipped {name}:[/] {escape(reason)}" for name, reason in document["skipped"].items()]
-    parts += [
-        f"[red]failed:[/] {escape(failure['what'])} ({escape(failure['where'])})" for failure in document["failures"]
-    ]
+    parts.append(f"calibrated on {document['calibration']['source']}")
+    parts += [_remark("yellow", f"skipped {name}", reason) for name, reason in document["skipped"].items()]
+    parts += [_remark("red", "failed", f"{failure['what']} ({failure['where']})") for failure in document["failures"]]
     return Group(*parts)
+
+
+def _model_name(document: Mapping[str, Any]) -> str:
+    return PurePath(document["model"]["path"]).name
+
+
+def _remark(style: str, about: str, text: str) -> Text:
+    return Text.assemble((f"{about}:", style), f" {text}")
 
 
 def _layer_table(document: Mapping[str, Any]) -> Table:
@@ -55,9 +68,7 @@ def _layer_table(document: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in document["layers"]:
         widths = f"{row['weight_bits']}/{row['activation_bits']}"
-        table.add_row(
-            escape(row["name"]), row["op"], f"{row['numel']:,}", widths, f"{row['bytes']:,}", f"{row['score']:.3g}"
-        )
+        table.add_row(row["name"], row["op"], f"{row['numel']:,}", widths, f"{row['bytes']:,}", f"{row['score']:.3g}")
     return table
 
 
@@ -74,7 +85,7 @@ def _contest_table(contest: Mapping[str, Any]) -> Table:
     for entry in entries:
         refined, loss = ("" if entry[k] is None else f"{entry[k]:.5g}" for k in LOSSES)
         size = "" if entry["size_bytes"] is None else f"{entry['size_bytes']:,}"
-        remark = "chosen" if entry["metric"] == contest["winner"] else escape(entry["skipped"])
+        remark = "chosen" if entry["metric"] == contest["winner"] else entry["skipped"]
         table.add_row(entry["metric"], loss, refined, size, f"{entry['seconds']:.2f}", remark)
     decided = contest.get("refined_samples") or contest["held_out_samples"]
     table.caption = f"scored on {contest['scored_samples']} samples, decided on {decided}"
@@ -128,12 +139,12 @@ def _heads_table(heads: Mapping[str, Any]) -> Table:
     for row in heads["rows"]:
         qdq, integer = row["qdq"], row.get("integer")
         table.add_row(
-            escape(row["tensor"]), " x ".join(map(str, row["shape"])), escape(", ".join(row["layers"])),
+            row["tensor"], " x ".join(map(str, row["shape"])), ", ".join(row["layers"]),
             f"{100 * qdq['relative_error']:.2f}", _figure(qdq["sqnr_db"], 1), f"{qdq['cosine']:.4f}",
             f"{100 * integer['relative_error']:.2f}" if integer else "",
         )  # fmt: skip
     kind = "held out from calibration" if heads["held_out"] else "of the calibration itself"
-    table.caption = f"error relative to how much a head varies, samples {kind}\n{escape(heads['source'])}"
+    table.caption = f"error relative to how much a head varies, samples {kind}\n{heads['source']}"
     return table
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
 def verdict_tables(document: Mapping[str, Any]) -> RenderableType:
@@ -32,7 +32,7 @@ def _layers(document: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for row in document["layers"]:
         table.add_row(
-            escape(row["name"]),
+            row["name"],
             f"{100 * row['exact_fraction']:.3f}",
             str(row["max_lsb"]),
             _decibels(row["sqnr_db"]),
@@ -51,7 +51,7 @@ def _engine(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            escape(row["output"]),
+            row["output"],
             row["model"],
             f"{row['max_difference']:.4g}",
             _decibels(row["sqnr_db"]),
@@ -68,8 +68,8 @@ def _checks(document: Mapping[str, Any]) -> Table:
     table.add_column("layer", overflow="fold")
     table.add_column("what is wrong", overflow="fold")
     for check in document["checks"]:
-        result = "passed" if check["passed"] else "[red]FAILED[/]"
-        table.add_row(check["name"], result, escape(check["layer"]), escape(check["detail"]))
+        result = Text("passed") if check["passed"] else Text("FAILED", style="red")
+        table.add_row(check["name"], result, check["layer"], check["detail"])
     return table
 
 
