@@ -16,6 +16,7 @@ from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preproce
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.program import ARITHMETICS, DYADIC
 from ompq_deploy.finetune.settings import DEVICES, PRECISIONS, TrainSettings
+from ompq_deploy.keywords import flag_defaults
 from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
 from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, QuantizeSettings
 from ompq_deploy.quantize.reconstruct import LOSSES
@@ -55,16 +56,10 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as e:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise BadInput(f"cannot read the configuration: {e}", where=str(path), fix="give a readable TOML file") from e
-    known = {parameter.name for parameter in context.command.params}
-    settings = {key.replace("-", "_"): value for key, value in values.items()}
-    if unknown := sorted(set(settings) - {name for name in known if name}):
-        raise BadInput(
-            f"unknown keys: {', '.join(unknown)}", where=str(path), fix="name the flags of this command, without dashes"
-        )
-    context.default_map = {**(context.default_map or {}), **settings}
+    context.default_map = flag_defaults(context.command, values, str(path), apart=("config",))
 
 
 MODEL = click.argument("model", type=click.Path(path_type=Path))

@@ -216,8 +216,46 @@ def test_a_configuration_file_gives_defaults_and_flags_win(
     report = json.loads(out)
     assert report["budget"]["size_bytes"] == 16_000
     assert report["settings"]["bits"] == [3, 8]
-    config.write_text("sizes = 1\n")
-    assert run(residual_model, "--config", config, "--size", "1KB")[0] == 2
+
+
+def test_a_configuration_file_names_flags_as_the_command_does(
+    run: Run, residual_model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(
+        f'eval = "{data}"\ncalibration-data = "{data}"\ntarget = ["onnx"]\njson = true\nmax_drop = 100\n'
+        'bits = [3, 8]\nmean = [0.5, 0.4, 0.3]\npin = "stem=3"\nnodes-to-exclude = ["fc", "main1"]\nno-smooth = true\n'
+        'metric = "size"\n'
+    )
+    code, out, err = run(residual_model, "--config", config, "--size", "16KB", "--out", tmp_path / "o")
+    assert code == 0, err
+    report = json.loads(out)
+    settings = report["settings"]
+    assert set(report["eval"]) == {"float", "qdq"}
+    assert (settings["bits"], settings["quantize"]["smooth"]) == ([3, 8], False)
+    assert (settings["rules"]["pins"], settings["rules"]["exclude"]) == (["stem=3"], ["fc", "main1"])
+    assert settings["preprocess"]["mean"] == [0.5, 0.4, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"sizes = 1", "such as size"),
+        (b'json = "yes"', "give true or false"),
+        (b"samples = {n = 1}", "is no value"),
+        (b'config = "other.toml"', "unknown settings: config"),
+        (b'size = "\xff"', "cannot read the configuration"),
+        (b"size =", "cannot read the configuration"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_used(
+    content: bytes, message: str, run: Run, residual_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "c.toml").write_bytes(content)
+    code, _, err = run(residual_model, "--config", tmp_path / "c.toml", "--size", "16KB", "--out", tmp_path / "o")
+    assert code == 2
+    assert message in err
+    assert str(tmp_path / "c.toml") in err
 
 
 def test_every_budget_and_rule_reaches_the_plan(run: Run, residual_model: Path, data: Path, tmp_path: Path) -> None:
