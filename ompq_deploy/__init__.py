@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,20 +11,29 @@ if TYPE_CHECKING:
 __all__ = ["deploy"]
 
 
-def deploy(model: str, size: str, out: str | None = None, **settings: Any) -> Deployment:
+def deploy(
+    model: str | PathLike[str], size: str | int | None = None, out: str | PathLike[str] | None = None, **settings: Any
+) -> Deployment:
     """Do the whole job of `ompq-deploy MODEL --size SIZE`; the same result object as the command.
 
-    `settings` are fields of `settings.PlanSettings` (calib, bits, samples, metric, ...) and
-    `settings.DeploySettings` (targets, arithmetic, eval_data, max_drop, dry_run). Raises `errors.OmpqError`.
+    `settings` are the command's flags, spelled with _ for -: `bits="2-8"` or `(4, 8)`, `target="onnx"` or
+    `("onnx", "integer")`, `effort="quick"`, `metric="orm"`, `calib="photos"`, `eval="val"`, `max_drop=1.0`,
+    `pin=["fc=8"]`, `dry_run=True`. Paths may be Path objects, and `preprocess` a `calib.Preprocess`. Raises
+    `errors.OmpqError` where the command does no work; gates and targets that fail are the result's `failures`.
     """
-    from dataclasses import fields
+    from dataclasses import replace
     from pathlib import Path
 
     from ompq_deploy import pipeline
-    from ompq_deploy.settings import DeploySettings, PlanSettings
+    from ompq_deploy.calib import Preprocess
+    from ompq_deploy.cli import deploy as command
+    from ompq_deploy.keywords import parsed
+    from ompq_deploy.options import deploy_settings
 
-    planning = {field.name for field in fields(PlanSettings)}
-    plan = PlanSettings(size=size, **{name: value for name, value in settings.items() if name in planning})
-    rest = {name: value for name, value in settings.items() if name not in planning}
-    folder = Path(out) if out else Path(f"{Path(model).stem}.ompq")
-    return pipeline.deploy(Path(model), DeploySettings(plan=plan, out=folder, **rest))
+    given = {"size": size, "out": out, **settings}
+    preprocess = given.pop("preprocess") if isinstance(given.get("preprocess"), Preprocess) else None
+    with parsed(command, fspath(model), given, "ompq_deploy.deploy") as flags:
+        wanted = deploy_settings(flags)
+        if preprocess is not None:
+            wanted = replace(wanted, plan=replace(wanted.plan, preprocess=preprocess))
+        return pipeline.deploy(Path(model), wanted)

@@ -30,6 +30,9 @@ from ompq_deploy.options import (
     THREADS,
     TRAINING,
     VERBOSITY,
+    check_judging,
+    default_out,
+    deploy_settings,
     plan_settings,
     preprocess_of,
     train_settings,
@@ -93,18 +96,8 @@ def cli() -> None:
 def deploy(model: Path, **flags: Any) -> None:
     """Plan, quantize, export, build, verify and report: the whole job."""
     from ompq_deploy import pipeline
-    from ompq_deploy.settings import DeploySettings
 
-    _check_judging(flags)
-    settings = DeploySettings(
-        plan=plan_settings(flags),
-        out=flags["out"] or _default_out(model),
-        targets=flags["targets"],
-        arithmetic=flags["arithmetic"],
-        eval_data=flags["eval_data"],
-        max_drop=flags["max_drop"],
-        dry_run=flags["dry_run"],
-    )
+    settings = deploy_settings({"model": model, **flags})
     _print_deployment(pipeline.deploy(model, settings, _listener(flags)), flags)
 
 
@@ -118,7 +111,7 @@ def plan(model: Path, **flags: Any) -> None:
     """Decide the widths and write plan.json."""
     from ompq_deploy import verbs
 
-    out = flags["out"] or _default_out(model)
+    out = flags["out"] or default_out(model)
     document = verbs.write_plan(model, plan_settings(flags), out, _listener(flags))
     if flags["as_json"]:
         _print_json(document)
@@ -144,7 +137,7 @@ def pareto(model: Path, **flags: Any) -> None:
     from ompq_deploy import verbs
     from ompq_deploy.report.front import front_table
 
-    out = flags["out"] or _default_out(model)
+    out = flags["out"] or default_out(model)
     document = verbs.write_pareto(model, plan_settings(flags), flags["over"], flags["points"], out, _listener(flags))
     if flags["as_json"]:
         _print_json(document)
@@ -206,8 +199,8 @@ def finetune(model: Path, **flags: Any) -> None:
     from ompq_deploy.finetune import run
     from ompq_deploy.finetune.settings import FinetuneSettings
 
-    _check_judging(flags)
-    out = flags["out"] or _default_out(model)
+    check_judging(flags)
+    out = flags["out"] or default_out(model)
     settings = FinetuneSettings(
         plan=flags["plan"],
         train=flags["train"],
@@ -360,11 +353,6 @@ def _trace(verbose: bool) -> None:
         traceback.print_exc()
 
 
-def _check_judging(flags: dict[str, Any]) -> None:
-    if flags["max_drop"] is not None and flags["eval_data"] is None:
-        raise BadInput("--max-drop needs labelled data", where="--max-drop", fix="add --eval DATA")
-
-
 def _print_deployment(result: Deployment, flags: dict[str, Any]) -> None:
     from ompq_deploy.report import print_report
 
@@ -393,11 +381,6 @@ def _print_written(paths: list[Path], flags: dict[str, Any]) -> None:
     else:
         for path in paths:
             click.echo(f"wrote {path}")
-
-
-def _default_out(model: Path) -> Path:
-    """MODEL.ompq in the current directory."""
-    return Path(f"{model.stem}.ompq")
 
 
 def _listener(flags: dict[str, Any]) -> Callable[[str, float | None], None] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,6 +13,10 @@ from ompq_deploy.errors import BadInput
 
 Switch = tuple[click.Option, bool]
 """An option, and whether the name is that of its --on form; of one without an --off form it is."""
+
+
+NOT_OF_PROGRAMS = ("config", "verbose", "quiet", "as_json")
+"""Parameters about the command line itself."""
 
 
 def flag_defaults(
@@ -32,6 +37,21 @@ def flag_defaults(
             fix=f"name flags of `ompq-deploy {command.name}` without dashes in front{hint}",
         )
     return {str(flags[name][0].name): _default(*flags[name], value, where) for name, value in given.items()}
+
+
+@contextmanager
+def parsed(command: click.Command, argument: str, values: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """The parameters of a command of one argument, given the flags in `values`, None for one that is not given; threads
+    are limited as they say until it closes. Raises BadInput, at `where`, for what the command refuses."""
+    context = click.Context(command, info_name=command.name)
+    given = {name: value for name, value in values.items() if value is not None}
+    context.default_map = flag_defaults(command, given, where, apart=NOT_OF_PROGRAMS)
+    with context:
+        try:
+            command.parse_args(context, ["--", argument])
+        except click.UsageError as e:
+            raise BadInput(e.format_message(), where=where, fix=f"see `ompq-deploy {command.name} --help`") from e
+        yield context.params
 
 
 def _flags(command: click.Command) -> dict[str, Switch]:

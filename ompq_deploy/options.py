@@ -21,7 +21,7 @@ from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
 from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, QuantizeSettings
 from ompq_deploy.quantize.reconstruct import LOSSES
 from ompq_deploy.rules import Rules
-from ompq_deploy.settings import SOLVERS, TARGETS, PlanSettings
+from ompq_deploy.settings import SOLVERS, TARGETS, DeploySettings, PlanSettings
 from ompq_deploy.sizes import SIZES
 from ompq_deploy.threads import blas_threads
 
@@ -250,6 +250,31 @@ def plan_settings(flags: dict[str, Any]) -> PlanSettings:
         seed=flags["seed"],
         threads=flags["threads"],
     )
+
+
+def deploy_settings(flags: dict[str, Any]) -> DeploySettings:
+    """The settings that all flags of the whole job stand for."""
+    check_judging(flags)
+    return DeploySettings(
+        plan=plan_settings(flags),
+        out=flags["out"] or default_out(flags["model"]),
+        targets=flags["targets"],
+        arithmetic=flags["arithmetic"],
+        eval_data=flags["eval_data"],
+        max_drop=flags["max_drop"],
+        dry_run=flags["dry_run"],
+    )
+
+
+def default_out(model: Path) -> Path:
+    """MODEL.ompq in the current directory."""
+    return Path(f"{model.stem}.ompq")
+
+
+def check_judging(flags: dict[str, Any]) -> None:
+    """Raise BadInput for a gate without the data it judges on."""
+    if flags["max_drop"] is not None and flags["eval_data"] is None:
+        raise BadInput("--max-drop needs labelled data", where="--max-drop", fix="add --eval DATA")
 
 
 def preprocess_of(flags: dict[str, Any]) -> Preprocess | None:
