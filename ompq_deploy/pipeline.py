@@ -5,7 +5,7 @@ The only module that imports every stage. Each function here is one verb of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ from ompq_deploy.grids_file import GRIDS_FILE, grids_document
 from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.passes.equalize import equalize
+from ompq_deploy.passes.input_sizes import give_sizes, open_unknown_sizes, refuse_open_sizes
 from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smooth
 from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
-from ompq_deploy.prepare import prepare, rewritten
+from ompq_deploy.prepare import load_model, prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document, write_html
@@ -204,7 +205,7 @@ def run_quantize(
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
     """The whole job. Raises OmpqError for input, budget and environment; gates that fail are in the result."""
     watch = Stopwatch(listener)
-    backend = engine_backend(settings.targets)
+    backend = engine_backend(settings.targets, model, settings.plan.input_shapes)
     with OutputFolder(settings.out) as out:
         planned = make_plan(model, settings.plan, watch)
         labelled = evaluation_data(planned.graph, settings)
@@ -342,11 +343,17 @@ def _integer_program(quantized: QuantizedGraph, settings: DeploySettings, result
         return None
 
 
-def engine_backend(targets: tuple[str, ...]) -> Backend | None:
-    """The engine backend asked for; a backend named and missing is an error before any work is done."""
+def engine_backend(targets: tuple[str, ...], model: Path, input_shapes: Sequence[str]) -> Backend | None:
+    """The engine backend asked for; that one named is missing, or that the model leaves open what an engine needs, is
+    an error before any work is done."""
     named = [target for target in targets if target.startswith("tensorrt")]
     if named:
-        return find_backend(named[0])
+        backend = find_backend(named[0])
+        sized = load_model(model)
+        open_unknown_sizes(sized)
+        give_sizes(sized, input_shapes)
+        refuse_open_sizes(sized)
+        return backend
     return find_backend("auto") if "auto" in targets else None
 
 

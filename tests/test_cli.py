@@ -10,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
 import pytest
 
 from ompq_deploy import cli, pipeline
+from ompq_deploy.errors import BadInput
+from ompq_deploy.export.tensorrt.backend import Backend
 from tests import models
 
 Run = Callable[..., tuple[int, str, str]]
@@ -457,6 +460,28 @@ def test_the_accuracy_gate(run: Run, residual_model: Path, data: Path, tmp_path:
     assert code == 1
     assert "top-1" in err
     assert (tmp_path / "o" / "report.json").exists()
+
+
+def test_an_engine_asked_for_by_name_is_refused_before_the_work_where_sizes_are_open(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "find_backend", lambda _: Backend(name="tensorrt_rtx", version="1", module=None))
+    g = models.GraphBuilder()
+    y = g.conv(g.conv("x", "a", 3, 4), "b", 4, 4)
+    path = models.save(g.model(["N", 3, "H", "W"], y, ["N", 4, "H", "W"]), tmp_path / "m.onnx")
+    common = (path, "--size", "5KB", "--calib", data, "--metric", "size", "--effort", "quick")
+    named = (*common, "--target", "tensorrt_rtx", "--out", tmp_path / "named")
+    code, _, err = run(*named)
+    assert code == 4
+    assert err.startswith("error: an engine needs fixed sizes, input 'x' has open axes besides the batch: Nx3xNxN")
+    assert "--input-shape" in err
+    assert not (tmp_path / "named").exists()
+    code, _, err = run(*common, "--out", tmp_path / "auto", "--json")
+    assert code == 0, err
+    skipped = json.loads((tmp_path / "auto" / "report.json").read_text())["skipped"]
+    assert "an engine needs fixed sizes" in skipped["engine"]
+    monkeypatch.setattr(pipeline, "make_plan", Mock(side_effect=BadInput("the work began")))
+    assert "the work began" in run(*named, "--input-shape", "Nx3x16x16")[2]
 
 
 def test_an_uncovered_operator_ends_the_integer_target_only(run: Run, tmp_path: Path, data: Path) -> None:

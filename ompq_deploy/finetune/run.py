@@ -48,7 +48,7 @@ def finetune(model: Path, settings: FinetuneSettings, listener: Listener | None 
     plan, document = load_plan(settings.plan)
     judging = _judging(settings, PlanSettings.from_recorded(document["settings"]))
     preprocess = settings.preprocess or judging.plan.preprocess
-    backend = engine_backend(settings.targets)
+    backend = engine_backend(settings.targets, model, judging.plan.input_shapes)
     with joined(settings.training.device) as world:
         tell = listener if world.first else None
         watch = Stopwatch(tell)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
-from ompq_deploy.errors import BadInput
+from ompq_deploy.errors import BackendMissing, BadInput
 
 OPEN = "N"
 """How an axis that stays symbolic is written."""
@@ -59,6 +59,18 @@ def open_axes(model: onnx.ModelProto) -> list[str]:
         if value.name not in constants
         and any(not dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim[1:])
     ]
+
+
+def refuse_open_sizes(model: onnx.ModelProto) -> None:
+    """Raise BackendMissing where an input has open axes besides the batch: an engine is built for one size."""
+    for name in open_axes(model):
+        shape = next(value for value in model.graph.input if value.name == name).type.tensor_type.shape
+        sizes = "x".join(str(dim.dim_value) if dim.HasField("dim_value") else OPEN for dim in shape.dim)
+        raise BackendMissing(
+            f"an engine needs fixed sizes, input {name!r} has open axes besides the batch: {sizes}",
+            where=f"input {name}",
+            fix=HINT,
+        )
 
 
 def _read(text: str, names: Iterable[str]) -> tuple[str, Dimensions]:

@@ -14,7 +14,7 @@ from ompq_deploy.errors import BackendMissing
 from ompq_deploy.export.tensorrt.backend import Backend
 from ompq_deploy.export.tensorrt.graph import treat
 from ompq_deploy.export.tensorrt.inspect import read_engine
-from ompq_deploy.passes.input_sizes import HINT
+from ompq_deploy.passes.input_sizes import refuse_open_sizes
 
 MAX_BYTES = 2**31 - 1
 """What one protobuf message can hold."""
@@ -39,6 +39,7 @@ def build_engine(model: onnx.ModelProto, backend: Backend, *, batch: int = 1) ->
     Raises BackendMissing, with the backend's own words and the node's name where it gives one.
     """
     trt = backend.module
+    refuse_open_sizes(model)
     if model.ByteSize() > MAX_BYTES:
         raise _refused(backend, f"the model takes {model.ByteSize()} bytes, over protobuf's {MAX_BYTES}", model)
     started = time.perf_counter()
@@ -122,12 +123,6 @@ def _set_batch(builder: Any, network: Any, config: Any, batch: int) -> None:
     free = False
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         shape = tuple(tensor.shape)
-        if any(size < 0 for size in shape[1:]):
-            raise BackendMissing(
-                f"an engine needs fixed sizes, input {tensor.name!r} has open axes besides the batch: {shape}",
-                where="model.trt.onnx",
-                fix=HINT,
-            )
         if shape and shape[0] < 0:
             free = True
             profile.set_shape(tensor.name, (1, *shape[1:]), (1, *shape[1:]), (batch, *shape[1:]))
