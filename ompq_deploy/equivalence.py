@@ -13,8 +13,7 @@ import numpy as np
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
 from ompq_deploy.errors import OmpqError
-from ompq_deploy.passes.input_sizes import give_sizes
-from ompq_deploy.prepare import load_model
+from ompq_deploy.prepare import load_sized
 from ompq_deploy.runner import ORT_FAILURES, feeds, start
 
 TOLERANCE = 0.01
@@ -25,8 +24,7 @@ def refuse_other_function(
     graph: PreparedGraph, samples: Samples, input_shapes: Sequence[str] = (), threads: int = 0
 ) -> None:
     """Raise OmpqError where an output differs from that of `graph.source`; say nothing where that file does not run."""
-    original = load_model(graph.source)
-    give_sizes(original, input_shapes)
+    original, _ = load_sized(graph.source, input_shapes)
     feed, _ = next(feeds(samples, graph.batch, 1))
     try:
         theirs = start(original, threads).run(list(graph.output_names), feed)

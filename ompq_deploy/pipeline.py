@@ -41,11 +41,11 @@ from ompq_deploy.grids_file import GRIDS_FILE, grids_document
 from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.passes.equalize import equalize
-from ompq_deploy.passes.input_sizes import give_sizes, open_unknown_sizes, refuse_open_sizes
+from ompq_deploy.passes.input_sizes import refuse_open_sizes
 from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smooth
 from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
-from ompq_deploy.prepare import load_model, prepare, rewritten
+from ompq_deploy.prepare import load_sized, prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document, write_html
@@ -349,10 +349,7 @@ def engine_backend(targets: tuple[str, ...], model: Path, input_shapes: Sequence
     named = [target for target in targets if target.startswith("tensorrt")]
     if named:
         backend = find_backend(named[0])
-        sized = load_model(model)
-        open_unknown_sizes(sized)
-        give_sizes(sized, input_shapes)
-        refuse_open_sizes(sized)
+        refuse_open_sizes(load_sized(model, input_shapes)[0])
         return backend
     return find_backend("auto") if "auto" in targets else None
 

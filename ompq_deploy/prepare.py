@@ -56,13 +56,10 @@ def prepare(path: Path | str, input_shapes: Sequence[str] = ()) -> PreparedGraph
     anything that is not a float ONNX model with at least one quantizable layer, and for shapes that do not fit it.
     """
     path = Path(path)
-    original = load_model(path)
+    original, float_bytes = load_sized(path, input_shapes)
     _refuse_quantized(original, path)
     _refuse_training(original, path)
     _refuse_nan(original, path)
-    float_bytes = original.ByteSize()
-    open_unknown_sizes(original)
-    give_sizes(original, input_shapes)
     model = canonicalize(original, path)
     bare = PreparedGraph(
         model=model,
@@ -91,6 +88,15 @@ def rewritten(graph: PreparedGraph, model: onnx.ModelProto) -> PreparedGraph:
     activations = place_activations(index, layers)
     wide = place_wide(index, layers, activations)
     return replace(graph, model=model, layers=layers, activations=activations, wide=wide)
+
+
+def load_sized(path: Path, input_shapes: Sequence[str]) -> tuple[onnx.ModelProto, int]:
+    """The file's model, its inputs of the sizes given where it leaves them open, and the bytes of the file's own."""
+    model = load_model(path)
+    size = model.ByteSize()
+    open_unknown_sizes(model)
+    give_sizes(model, input_shapes)
+    return model, size
 
 
 def load_model(path: Path) -> onnx.ModelProto:
