@@ -6,11 +6,13 @@ The file digests tell that a file was changed; those of the layers tell which la
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from ompq_deploy.artifacts import QuantizedGraph
 from ompq_deploy.graph_index import GraphIndex
@@ -22,13 +24,32 @@ UNLOCKED = (PLAN_FILE, VERDICT_FILE)
 """The lock itself, and what every verification writes anew."""
 
 
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+def sha256_of(*paths: Path) -> str:
+    """Hex sha256 of the bytes of files, one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+    for path in paths:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
+
+
+def model_sha256(path: Path) -> str:
+    """Hex sha256 of an ONNX file and of the files its external data lie in, in order of their names."""
+    model = onnx.load(path, load_external_data=False)
+    tensors = [t for part in (model.graph, *model.functions) for t in _tensors(part)]
+    names = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
+    return sha256_of(path, *(path.parent / name for name in sorted(names)))
+
+
+def _tensors(part: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph or function: initializers, attributes, and those of the graphs in attributes."""
+    if isinstance(part, onnx.GraphProto):
+        yield from part.initializer
+    for attribute in (attribute for node in part.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph)
 
 
 def lock_files(document: dict[str, Any], paths: Iterable[Path], *, beside: Path | None = None) -> None:

@@ -19,7 +19,7 @@ from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.layers import find_layers
-from ompq_deploy.lock import sha256_of
+from ompq_deploy.lock import model_sha256
 from ompq_deploy.passes.drop_identities import drop_identities
 from ompq_deploy.passes.fix_baked_batch import fix_baked_batch
 from ompq_deploy.passes.fixed_sizes import write_fixed_sizes
@@ -67,7 +67,7 @@ def prepare(path: Path | str, input_shapes: Sequence[str] = ()) -> PreparedGraph
         activations=(),
         batch=_fixed_batch(model, path),
         source=path,
-        sha256=sha256_of(path),
+        sha256=model_sha256(path),
         float_bytes=float_bytes,
     )
     graph = rewritten(bare, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,29 @@ def test_external_data_is_read(tmp_path: Path) -> None:
     external = prepare(tmp_path / "m.onnx")
     for name, weight in inline.layer_weights().items():
         np.testing.assert_array_equal(weight, external.layer_weights()[name])
+
+
+@pytest.mark.parametrize("attribute", [False, True], ids=["initializers", "constants"])
+def test_other_weights_in_external_data_are_another_model(attribute: bool, tmp_path: Path) -> None:
+    model = models.residual_network()
+    if attribute:
+        constants = [helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+        nodes = [*constants, *model.graph.node]
+        del model.graph.node[:], model.graph.initializer[:]
+        model.graph.node.extend(nodes)
+    path, data = tmp_path / "m.onnx", tmp_path / "m.bin"
+    external = {"save_as_external_data": True, "location": "m.bin", "size_threshold": 0}
+    onnx.save(model, path, convert_attribute=attribute, **external)
+    before = prepare(path).sha256
+    assert prepare(path).sha256 == before
+    weights = np.fromfile(data, np.uint8)
+    weights[-1] ^= 1
+    weights.tofile(data)
+    assert prepare(path).sha256 != before
+
+
+def test_a_model_in_one_file_has_the_digest_of_that_file(residual_model: Path) -> None:
+    assert prepare(residual_model).sha256 == hashlib.sha256(residual_model.read_bytes()).hexdigest()
 
 
 def test_a_shared_weight_is_one_layer(tmp_path: Path) -> None:
