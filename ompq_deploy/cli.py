@@ -90,7 +90,7 @@ def cli() -> None:
 @TARGETS_WRITTEN
 @ARITHMETIC
 @JUDGING
-@click.option("--dry-run", is_flag=True, help="Plan only; write no model.")
+@click.option("--dry-run", is_flag=True, help="Plan only, and print it; no file is written.")
 @OUT
 @VERBOSITY
 def deploy(model: Path, **flags: Any) -> None:
@@ -108,7 +108,7 @@ def deploy(model: Path, **flags: Any) -> None:
 @OUT
 @VERBOSITY
 def plan(model: Path, **flags: Any) -> None:
-    """Decide the widths and write plan.json."""
+    """Decide the widths and write plan.json, in a folder that holds no deployment yet."""
     from ompq_deploy import verbs
 
     out = flags["out"] or default_out(model)
@@ -355,9 +355,13 @@ def _trace(verbose: bool) -> None:
 
 def _print_deployment(result: Deployment, flags: dict[str, Any]) -> None:
     from ompq_deploy.report import print_report
+    from ompq_deploy.report.terminal import render
 
     if flags["as_json"]:
         _print_json(result.report)
+    elif flags.get("dry_run"):
+        Console().print(render(result.report))
+        click.echo("dry run: no file was written")
     else:
         print_report(result.report, Console(), str(result.out / "report.json"))
     _fail(result.failures)

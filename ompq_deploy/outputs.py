@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ class OutputFolder:
         self._created = not path.exists()
         self._staging: Path | None = None
         self._lock: int | None = None
+        self._leaving: tuple[str, ...] = ()
 
     def __enter__(self) -> OutputFolder:
         try:
@@ -48,8 +50,11 @@ class OutputFolder:
         staging = self._entered()
         try:
             if kind is None:
+                written = {file.name for file in self.staged()}
                 for file in self.staged():
                     os.replace(file, self.path / file.name)
+                for name in set(self._leaving) - written:
+                    (self.path / name).unlink(missing_ok=True)
         except OSError as e:
             raise _cannot_write(self.path, e) from e
         finally:
@@ -78,6 +83,10 @@ class OutputFolder:
     def write_model(self, name: str, model: onnx.ModelProto) -> Path:
         """Stage an ONNX model in one file."""
         return self.write(name, model.SerializeToString())
+
+    def supersede(self, names: Iterable[str]) -> None:
+        """On a clean exit remove those of an earlier run's files that are not written anew."""
+        self._leaving = tuple(names)
 
     def staged(self) -> list[Path]:
         """The files staged so far, in order of their names."""

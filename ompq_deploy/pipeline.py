@@ -61,6 +61,8 @@ ENGINE_FILE = "model.engine"
 ENGINE_RECORD = "engine.json"
 WRITTEN = (QDQ_FILE, INTEGER_FILE, GRIDS_FILE, TENSORRT_FILE, ENGINE_FILE, ENGINE_RECORD)
 """What a deployment consists of; plan.json locks each that is written."""
+REPORT_FILE = "report.json"
+REPORT_PAGE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,22 +205,29 @@ def run_quantize(
 
 
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
-    """The whole job. Raises OmpqError for input, budget and environment; gates that fail are in the result."""
+    """The whole job; of a dry run only the plan and its report, and no file. Raises OmpqError for input, budget and
+    environment; gates that fail are in the result."""
     watch = Stopwatch(listener)
     backend = engine_backend(settings.targets, model, settings.plan.input_shapes)
+    if settings.dry_run:
+        return _only_planned(model, settings, watch)
     with OutputFolder(settings.out) as out:
         planned = make_plan(model, settings.plan, watch)
         labelled = evaluation_data(planned.graph, settings)
-        quantized = None
-        if not settings.dry_run:
-            with watch.stage("quantize"):
-                quantized = run_quantize(
-                    planned.graph, planned.capture, planned.plan, planned.samples, settings.plan,
-                    folder=settings.out, tell=listener,
-                )  # fmt: skip
+        with watch.stage("quantize"):
+            quantized = run_quantize(
+                planned.graph, planned.capture, planned.plan, planned.samples, settings.plan,
+                folder=settings.out, tell=listener,
+            )  # fmt: skip
         deployment = finish(out, planned, quantized, settings, backend, labelled, watch)
     (settings.out / CHECKPOINT_FILE).unlink(missing_ok=True)
     return deployment
+
+
+def _only_planned(model: Path, settings: DeploySettings, watch: Stopwatch) -> Deployment:
+    planned = make_plan(model, settings.plan, watch)
+    evaluation_data(planned.graph, settings)
+    return Deployment(out=settings.out, plan=planned.plan, report=report_document(planned.document))
 
 
 def evaluation_data(graph: PreparedGraph, settings: DeploySettings) -> LabelledSet | None:
@@ -231,16 +240,16 @@ def evaluation_data(graph: PreparedGraph, settings: DeploySettings) -> LabelledS
 def finish(
     out: OutputFolder,
     planned: Decided,
-    quantized: QuantizedGraph | None,
+    quantized: QuantizedGraph,
     settings: DeploySettings,
     backend: Backend | None,
     labelled: LabelledSet | None,
     watch: Stopwatch,
 ) -> Deployment:
-    """Export, build, verify, evaluate and report the integers of a plan; only report it where they are None."""
+    """Export, build, verify, evaluate and report the integers of a plan, in place of what an earlier run wrote."""
     results = _Results()
-    if quantized is not None:
-        _write_models(out, planned, quantized, settings, backend, labelled, results, watch)
+    out.supersede((*WRITTEN, VERDICT_FILE))
+    _write_models(out, planned, quantized, settings, backend, labelled, results, watch)
     planned.document["timings"] = {f"{stage}_s": round(s, 4) for stage, s in watch.seconds.items()}
     lock_files(planned.document, out.staged())
     document = report_document(
@@ -253,9 +262,14 @@ def finish(
         failures=results.failures,
     )
     out.write_json(PLAN_FILE, planned.document)
-    out.write_json("report.json", document)
-    out.write("report.html", write_html(document).encode())
+    write_report(out, document)
     return Deployment(out=settings.out, plan=planned.plan, report=document, failures=tuple(results.failures))
+
+
+def write_report(out: OutputFolder, document: dict[str, Any]) -> None:
+    """The report for machines and for people."""
+    out.write_json(REPORT_FILE, document)
+    out.write(REPORT_PAGE, write_html(document).encode())
 
 
 def _write_models(

@@ -206,7 +206,7 @@ def test_underscores_and_aliases_in_flags(run: Run, residual_model: Path, data: 
         "8",
     )
     assert code == 0, err
-    assert not (tmp_path / "o" / "model.qdq.onnx").exists()
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_configuration_file_gives_defaults_and_flags_win(
@@ -408,9 +408,47 @@ def test_an_unwritable_folder(run: Run, residual_model: Path, tmp_path: Path) ->
 
 
 def test_a_failed_run_keeps_the_earlier_results(run: Run, deployed: Path, residual_model: Path, data: Path) -> None:
-    before = {path.name: path.read_bytes() for path in deployed.iterdir()}
+    before = contents(deployed)
     assert run(residual_model, "--size", "2KB", "--calib", data, "--out", deployed)[0] == 3
-    assert {path.name: path.read_bytes() for path in deployed.iterdir()} == before
+    assert contents(deployed) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_an_earlier_run_alone(
+    run: Run, deployed: Path, residual_model: Path, data: Path
+) -> None:
+    before = contents(deployed)
+    common = [residual_model, "--size", "7KB", "--calib", data, "--out", deployed, "--dry-run"]
+    code, stdout, err = run(*common)
+    assert code == 0, err
+    assert "bits per layer" in stdout
+    assert "no file was written" in stdout
+    report = json.loads(run(*common, "--json")[1])
+    assert report["budget"]["size_bytes"] == 7_000
+    assert report["verify"] is None
+    assert contents(deployed) == before
+
+
+def test_a_plan_is_not_written_over_that_of_a_deployment(
+    run: Run, deployed: Path, residual_model: Path, data: Path
+) -> None:
+    before = contents(deployed)
+    code, _, err = run("plan", residual_model, "--size", "7KB", "--calib", data, "--out", deployed)
+    assert code == 2
+    assert "model.qdq.onnx" in err
+    assert "give another --out" in err
+    assert contents(deployed) == before
+
+
+def test_a_run_replaces_what_an_earlier_one_wrote(run: Run, deployed: Path, residual_model: Path, data: Path) -> None:
+    (deployed / "model.engine").write_bytes(b"of the earlier run")
+    (deployed / "notes.txt").write_text("mine")
+    assert run(residual_model, "--size", "16KB", "--calib", data, "--out", deployed, "--target", "onnx")[0] == 0
+    written = {"plan.json", "model.qdq.onnx", "grids.json", "report.json", "report.html"}
+    assert set(contents(deployed)) == {*written, "notes.txt"}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -33,6 +33,22 @@ def test_a_failed_run_leaves_the_old_files_and_nothing_else(tmp_path: Path) -> N
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
+def test_files_of_an_earlier_run_go_when_the_new_ones_appear_and_not_before(tmp_path: Path) -> None:
+    def run(fails: bool) -> None:
+        with OutputFolder(tmp_path) as out:
+            out.supersede(("a", "b", "missing"))
+            out.write("a", b"new")
+            assert not fails
+
+    for name in ("a", "b", "mine"):
+        (tmp_path / name).write_bytes(b"old")
+    with pytest.raises(AssertionError):
+        run(fails=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "mine"]
+    run(fails=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"new", "mine": b"old"}
+
+
 def test_a_failed_run_removes_the_folder_it_made(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), OutputFolder(tmp_path / "new"):
         raise RuntimeError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ompq_deploy.errors import BadInput, OmpqError
@@ -13,14 +14,15 @@ from ompq_deploy.errors import BadInput, OmpqError
 def report_document(
     plan: Mapping[str, Any],
     *,
-    verdict: Mapping[str, Any] | None,
-    engine: Mapping[str, Any] | None,
-    heads: Mapping[str, Any] | None,
-    evaluation: Mapping[str, Any] | None,
-    skipped: Mapping[str, str],
-    failures: Sequence[OmpqError],
+    verdict: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
+    heads: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    skipped: Mapping[str, str] = MappingProxyType({}),
+    failures: Sequence[OmpqError] = (),
 ) -> dict[str, Any]:
-    """The report as JSON values. `skipped` says, per target, why it was not written."""
+    """The report as JSON values, of a plan alone or with what came of it. `skipped` says, per target, why it was not
+    written."""
     return {
         **plan,
         "verify": verdict,
