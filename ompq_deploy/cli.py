@@ -23,6 +23,7 @@ from ompq_deploy.options import (
     FLOAT_MODEL,
     JUDGING,
     MODEL,
+    MOVED_CALIB,
     OUT,
     PLANNING,
     SWITCHES,
@@ -149,6 +150,7 @@ def pareto(model: Path, **flags: Any) -> None:
 @cli.command()
 @click.argument("plan_path", metavar="PLAN.json", type=click.Path(path_type=Path))
 @FLOAT_MODEL
+@MOVED_CALIB
 @click.option(
     "--target", "targets", type=click.Choice(TARGETS), multiple=True, default=("onnx", "integer"), show_default=True
 )
@@ -163,7 +165,7 @@ def quantize(plan_path: Path, **flags: Any) -> None:
     out = flags["out"] or plan_path.parent
     written = verbs.write_models(
         plan_path, flags["model"], flags["targets"], out, _listener(flags),
-        arithmetic=flags["arithmetic"], threads=flags["threads"],
+        calib=flags["calib"], arithmetic=flags["arithmetic"], threads=flags["threads"],
     )  # fmt: skip
     _print_written(written, flags)
 
@@ -238,6 +240,7 @@ def build(folder: Path, **flags: Any) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @FLOAT_MODEL
+@MOVED_CALIB
 @click.option(
     "--engine-outputs",
     type=click.Path(path_type=Path),
@@ -248,15 +251,21 @@ def verify(folder: Path, **flags: Any) -> None:
     """Check a folder's files against its plan.json, and the executions of its network against each other."""
     from ompq_deploy import verbs
     from ompq_deploy.report.verdict import decision, verdict_tables
+    from ompq_deploy.verify.verdict import verdict_failures
 
-    document = verbs.verify_folder(folder, flags["model"], flags["engine_outputs"], _listener(flags))
+    document = verbs.verify_folder(
+        folder, flags["model"], flags["engine_outputs"], _listener(flags), calib=flags["calib"]
+    )
     if flags["as_json"]:
         _print_json(document)
     else:
         Console().print(verdict_tables(document))
         click.echo(decision(document))
-    if not document["passed"]:
-        raise click.exceptions.Exit(1)
+    try:
+        verbs.write_verdict(folder, document)
+    except BadInput as e:
+        click.echo(f"note: verify.json was not written\n  where: {e.where}\n  why: {e.what}", err=True)
+    _fail(verdict_failures(document, str(folder)))
 
 
 @cli.command(name="eval")

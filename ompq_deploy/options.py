@@ -66,6 +66,10 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 FLOAT_MODEL = click.option(
     "--model", type=click.Path(path_type=Path), help="The float model, where the plan's path no longer holds."
 )
+MOVED_CALIB = click.option(
+    "--calib", "--calibration-data", "--calibration-data-path", type=click.Path(path_type=Path),
+    help="The plan's calibration data, where its path no longer holds.",
+)  # fmt: skip
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL.ompq.")
 TARGETS_WRITTEN = click.option(
     "--target",

@@ -37,7 +37,7 @@ from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backen
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.fidelity import MOST_SAMPLES, fidelity_document
-from ompq_deploy.grids_file import GRIDS_FILE, grids_document
+from ompq_deploy.grids_file import GRIDS_FILE, grids_document, read_symmetric_grids, read_wide_grids
 from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.passes.equalize import equalize
@@ -45,14 +45,14 @@ from ompq_deploy.passes.input_sizes import refuse_open_sizes
 from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smooth
 from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
-from ompq_deploy.prepare import load_sized, prepare, rewritten
+from ompq_deploy.prepare import load_model, load_sized, prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document, write_html
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.verify import verdict_document, verify
-from ompq_deploy.verify.verdict import Verdict
+from ompq_deploy.verify.verdict import Verdict, verdict_failures
 
 QDQ_FILE = "model.qdq.onnx"
 INTEGER_FILE = "model.int.onnx"
@@ -204,6 +204,15 @@ def run_quantize(
     )  # fmt: skip
 
 
+def read_integers(folder: Path, graph: PreparedGraph, plan: BitPlan) -> QuantizedGraph:
+    """Those an earlier run wrote, from its Q/DQ file and its grids.json."""
+    return replace(
+        read_qdq(load_model(folder / QDQ_FILE), graph, plan),
+        wide_grids=read_wide_grids(folder, graph),
+        calibrated_symmetric=read_symmetric_grids(folder, graph),
+    )
+
+
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
     """The whole job; of a dry run only the plan and its report, and no file. Raises OmpqError for input, budget and
     environment; gates that fail are in the result."""
@@ -301,11 +310,9 @@ def _write_models(
     if program is not None:
         with watch.stage("verify"):
             results.verdict = verify(program, models["integer"], models["qdq"], planned.samples)
-        out.write_json(VERDICT_FILE, verdict_document(results.verdict))
-        if not results.verdict.passed:
-            results.failures.append(
-                GateFailed("the integer-only model fails verification", where="verify.json", fix="read its layers")
-            )
+        verdict = verdict_document(results.verdict)
+        out.write_json(VERDICT_FILE, verdict)
+        results.failures += verdict_failures(verdict, VERDICT_FILE)
     with watch.stage("heads"):
         _compare_heads(planned, models, settings.plan, results)
     if labelled is not None:

@@ -80,6 +80,16 @@ def check_plan_fits(plan: BitPlan, document: dict[str, Any], graph: PreparedGrap
         )
 
 
+def check_samples_fit(document: dict[str, Any], samples: Samples) -> None:
+    """Raise BadInput where a plan was calibrated on other samples."""
+    if document["calibration"]["sha256"] != samples.sha256:
+        raise BadInput(
+            f"the plan was calibrated on other data ({document['calibration']['source']})",
+            where=samples.source,
+            fix="give the data of the plan (to quantize and verify with --calib), or make a plan for these",
+        )
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a result."""
     found = {}

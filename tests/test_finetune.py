@@ -177,6 +177,32 @@ def test_it_can_begin_with_the_integers_of_an_earlier_run(residual_model: Path, 
     assert report(again.out)["finetune"]["start"] == str(settings.out)
 
 
+def test_quantize_keeps_the_integers_that_were_trained(
+    residual_model: Path, settings: FinetuneSettings, tmp_path: Path
+) -> None:
+    plain = start_folder(residual_model, settings)
+    untrained = (plain / "model.qdq.onnx").read_bytes()
+    finetune(residual_model, replace(settings, targets=("auto",)))
+    trained, before = settings.out / "model.qdq.onnx", load_plan(settings.out / "plan.json")[1]
+    kept, graph = trained.read_bytes(), (settings.out / "model.trt.onnx").read_bytes()
+    assert kept != untrained
+    write_models(settings.out / "plan.json", None, ("onnx", "integer"), settings.out, arithmetic="tensorrt")
+    after = load_plan(settings.out / "plan.json")[1]
+    assert trained.read_bytes() == kept
+    assert (settings.out / "model.trt.onnx").read_bytes() == graph
+    assert (after["finetune"], after["integers"]) == (before["finetune"], before["integers"])
+    assert after["arithmetic"] == "tensorrt"
+    assert verify_folder(settings.out, residual_model)["passed"]
+    write_models(settings.out / "plan.json", None, ("integer",), tmp_path / "other")
+    assert not (tmp_path / "other" / "model.qdq.onnx").exists()
+    trained.write_bytes(untrained)
+    with pytest.raises(BadInput, match="holds others"):
+        write_models(settings.out / "plan.json", None, ("onnx",), settings.out)
+    trained.unlink()
+    with pytest.raises(BadInput, match="is gone"):
+        write_models(settings.out / "plan.json", None, ("integer",), settings.out)
+
+
 @pytest.mark.parametrize("at", [4, 10])
 def test_a_killed_run_goes_on_to_the_same_integers(
     residual_model: Path, settings: FinetuneSettings, at: int, monkeypatch: pytest.MonkeyPatch
@@ -286,6 +312,11 @@ def test_data_and_settings_that_cannot_be_used_are_told(
     refused("leaves none to choose the epoch by", training=replace(SETTINGS, hold_out=0.001))
     refused("make no batch", training=replace(SETTINGS, batch=80))
     refused("no such file", train=(tmp_path / "nowhere.npz",))
+    document = json.loads(settings.plan.read_text())
+    document["settings"]["calib"] = str(tmp_path / "unlabelled.npz")
+    np.savez(tmp_path / "unlabelled.npz", images=images[:, ::-1])
+    settings.plan.write_text(json.dumps(document))
+    refused("calibrated on other data")
 
 
 def test_unlabelled_data_are_enough_to_distill(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ import pytest
 from onnx import numpy_helper
 
 from ompq_deploy import pipeline
+from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.lock import sha256_of
 from ompq_deploy.metrics import MetricSettings
+from ompq_deploy.plan_file import load_plan
+from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from tests import models
@@ -124,7 +129,7 @@ def test_an_untouched_run_passes(folder: Path, verify: Verify) -> None:
     assert code == 0
     assert failed(document) == {}
     assert document["first_departure"] is None
-    assert [check["name"] for check in document["checks"]][:2] == ["files", "integers"]
+    assert [check["name"] for check in document["checks"]][:3] == ["files", "calibration", "integers"]
 
 
 LAYERS = ("stem", "depthwise", "project", "main1", "main2", "downsample", "fc")
@@ -236,9 +241,10 @@ def test_grids_that_are_not_those_of_the_models(folder: Path, verify: Verify) ->
 @pytest.mark.parametrize("name", [QDQ, INTEGER])
 def test_a_damaged_model_file(name: str, folder: Path, run: Run) -> None:
     (folder / name).write_bytes((folder / name).read_bytes()[:-100])
-    code, _, error = run("verify", folder)
+    code, out, error = run("verify", folder, "--json")
     assert code == 1
     assert f"{name} is not the file that plan.json records" in error
+    assert failed(json.loads(out)) == {"files": "", "comparison": ""}
 
 
 def test_a_run_without_an_integer_model(folder: Path, run: Run) -> None:
@@ -305,6 +311,154 @@ def test_stages_run_one_by_one_keep_the_lock(finished: Path, tmp_path: Path, run
     lock = json.loads((tmp_path / "plan.json").read_text())["files"]
     assert set(lock) == {"grids.json", "model.qdq.onnx", "model.int.onnx", "model.trt.onnx"}
     assert lock["model.qdq.onnx"] == json.loads((finished / "plan.json").read_text())["files"]["model.qdq.onnx"]
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("instead", ["missing", "another model", "text", "folder"])
+@pytest.mark.parametrize("name", [QDQ, INTEGER])
+def test_what_cannot_be_compared_fails_in_verdict_and_report_too(
+    name: str, instead: str, folder: Path, finished: Path, run: Run
+) -> None:
+    before = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if instead == "another model":
+        shutil.copy(finished.parent / "float.onnx", folder / name)
+    elif instead == "text":
+        (folder / name).write_text("text")
+    elif instead == "folder":
+        (folder / name).mkdir()
+    code, out, error = run("verify", folder, "--json")
+    assert code == 1
+    document = json.loads(out)
+    assert "files" in failed(document)
+    assert (document["passed"], document == json.loads((folder / "verify.json").read_text())) == (False, True)
+    for part in ("verification failed", name, "where: ", "to do: "):
+        assert part in error
+    report = report_of(folder)
+    assert (report["passed"], report["verify"]) == (False, document)
+    assert "verification failed" in report["failures"][0]["what"]
+    code, out, _ = run("report", folder)
+    assert "NOT verified" in out
+    if instead == "folder":
+        (folder / name).rmdir()
+    (folder / name).write_bytes(before)
+    assert run("verify", folder)[0] == 0
+    report = report_of(folder)
+    assert (report["passed"], report["verify"]["passed"], report["failures"]) == (True, True, [])
+    assert report["heads"] == report_of(finished)["heads"]
+
+
+def elsewhere(folder: Path, path: Path) -> None:
+    """Let the plan look for its calibration data at `path`."""
+    edit_json(folder / "plan.json", lambda document: document["settings"].update(calib=str(path)))
+
+
+def test_calibration_data_that_changed_are_told(folder: Path, finished: Path, tmp_path: Path, run: Run) -> None:
+    images = np.load(finished.parent / "data.npz")["images"]
+    np.savez(tmp_path / "data.npz", images=images[:, ::-1])
+    elsewhere(folder, tmp_path / "data.npz")
+    code, out, error = run("verify", folder, "--json")
+    assert code == 1
+    assert failed(json.loads(out)) == {"calibration": ""}
+    assert str(tmp_path / "data.npz") in error
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, _, error = run("quantize", folder / "plan.json")
+    assert code == 2
+    assert "calibrated on other data" in error
+    assert str(tmp_path / "data.npz") in error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_calibration_data_may_lie_elsewhere(folder: Path, finished: Path, run: Run) -> None:
+    elsewhere(folder, Path("data.npz"))
+    before = (folder / QDQ).read_bytes()
+    for command in (("verify", folder), ("quantize", folder / "plan.json")):
+        code, _, error = run(*command)
+        assert code == 2
+        assert "with --calib" in error
+        assert run(*command, "--calib", finished.parent / "data.npz")[0] == 0
+    assert (folder / QDQ).read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_verified(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / "verify.json").read_bytes()
+
+    def refuse(**_: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    code, out, error = run("verify", folder, "--json")
+    assert (code, json.loads(out)["passed"]) == (0, True)
+    assert "verify.json was not written" in error
+    change(folder / INTEGER, flip_one, "main1_relu_out_codes")
+    code, out, error = run("verify", folder)
+    assert code == 1
+    assert "first departure: main1" in out
+    assert "verify.json was not written" in error
+    assert (folder / "verify.json").read_bytes() == before
+
+
+def test_files_written_anew_are_unverified_and_keep_what_still_holds(folder: Path, run: Run) -> None:
+    heads = report_of(folder)["heads"]
+    assert run("quantize", folder / "plan.json", "--target", "tensorrt")[0] == 0
+    assert not (folder / "verify.json").exists()
+    report = report_of(folder)
+    assert (report["verify"], report["heads"]) == (None, heads)
+    assert report["files"] == json.loads((folder / "plan.json").read_text())["files"]
+    assert run("verify", folder)[0] == 0
+    assert report_of(folder)["verify"]["passed"] is True
+    assert run("quantize", folder / "plan.json", "--arithmetic", "tensorrt")[0] == 0
+    assert report_of(folder)["heads"] is None
+
+
+def test_files_of_other_integers_do_not_stay_beside_those_written(folder: Path, tmp_path: Path, run: Run) -> None:
+    other = write_run(tmp_path / "second", size="7KB") / "plan.json"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, _, error = run("quantize", other, "--target", "integer", "--out", folder)
+    assert code == 2
+    assert f"{QDQ} would stay here" in error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_graph_for_tensorrt_is_made_of_the_files_with_the_grids_calibrated_for_it(
+    folder: Path, finished: Path, run: Run
+) -> None:
+    assert run("quantize", folder / "plan.json", "--target", "tensorrt")[0] == 0
+    plan, graph = load_plan(folder / "plan.json")[0], prepare(finished.parent / "float.onnx")
+    made = tensorrt_graph(pipeline.read_integers(folder, graph, plan))
+
+    def scales(model: onnx.ModelProto) -> dict[str, bytes]:
+        tensors = model.graph.initializer
+        return {tensor.name: tensor.raw_data for tensor in tensors if tensor.name.endswith("/scale")}
+
+    assert scales(made) == scales(onnx.load(folder / "model.trt.onnx"))
+    edit_json(folder / GRIDS, lambda document: document.pop("symmetric"))
+    assert scales(tensorrt_graph(pipeline.read_integers(folder, graph, plan))) != scales(made)
+
+
+def test_the_stages_in_a_row_with_their_defaults(finished: Path, tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path / "out"
+    flags = ["--size", "16KB", "--calib", finished.parent / "data.npz", "--metric", "mse", "--effort", "quick"]
+    assert run("plan", finished.parent / "float.onnx", *flags, "--out", out)[0] == 0
+    assert run("report", out)[0] == 0
+    assert run("build", out)[0] == 2
+    for command in (("quantize", out / "plan.json"), ("build", out), ("verify", out)):
+        code, _, error = run(*command)
+        assert code == 0, error
+    assert {"model.trt.onnx", "model.engine", "engine.json", "report.html"} <= {path.name for path in out.iterdir()}
+    code, text, _ = run("report", out, "--json")
+    assert code == 0
+    report = json.loads(text)
+    assert report == {**report, **json.loads((out / "plan.json").read_text()), "passed": True}
+    assert report["verify"] == json.loads((out / "verify.json").read_text())
+    assert report["engine"] == json.loads((out / "engine.json").read_text())
+    assert run("quantize", out / "plan.json", "--target", "onnx")[0] == 0
+    assert report_of(out)["engine"] == report["engine"]
+    assert run("verify", out)[0] == 0
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, Samples
-from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.finetune.settings import FinetuneSettings
-from ompq_deploy.grids_file import read_wide_grids
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.pipeline import (
-    QDQ_FILE,
     Decided,
     Deployment,
     calibration_samples,
@@ -20,11 +17,11 @@ from ompq_deploy.pipeline import (
     evaluation_data,
     finish,
     prepare_graph,
+    read_integers,
     run_capture,
     run_quantize,
 )
-from ompq_deploy.plan_file import check_plan_fits, load_plan
-from ompq_deploy.prepare import load_model
+from ompq_deploy.plan_file import check_plan_fits, check_samples_fit, load_plan
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from ompq_deploy.threads import resolved
 from ompq_deploy.timing import Listener, Stopwatch
@@ -57,6 +54,7 @@ def finetune(model: Path, settings: FinetuneSettings, listener: Listener | None 
                 graph = prepare_graph(model, judging.plan, document.get("smoothing"))
                 check_plan_fits(plan, document, graph, settings.plan)
                 samples = calibration_samples(graph, judging.plan)
+                check_samples_fit(document, samples)
                 labelled = evaluation_data(graph, replace(judging, plan=replace(judging.plan, preprocess=preprocess)))
             with watch.stage("quantize"):
                 start = world.share(lambda: _starting_integers(graph, plan, samples, judging.plan, settings.start))
@@ -90,5 +88,4 @@ def _starting_integers(
     """Those of an earlier run's folder, or as the plan's settings round them."""
     if folder is None:
         return run_quantize(graph, run_capture(graph, samples, settings), plan, samples, settings)
-    quantized = read_qdq(load_model(folder / QDQ_FILE), graph, plan)
-    return replace(quantized, wide_grids=read_wide_grids(folder, graph))
+    return read_integers(folder, graph, plan)

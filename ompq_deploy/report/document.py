@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,34 @@ def report_document(
         "failures": [{"exit_code": e.exit_code, "what": e.what, "where": e.where, "fix": e.fix} for e in failures],
         "passed": not failures,
     }
+
+
+def renewed_report(
+    earlier: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    *,
+    verdict: Mapping[str, Any] | None,
+    engine: Mapping[str, Any] | None,
+    failures: Sequence[OmpqError],
+    settled: Collection[str],
+) -> dict[str, Any]:
+    """The report after a later stage, which failed in `failures`. Of the earlier one, empty where there is none, heads,
+    evaluation, what was skipped and other failures stay if integers and arithmetic are the same, but for failures at a
+    place in `settled`."""
+    kept = earlier if all(earlier.get(key) == plan.get(key) for key in ("integers", "arithmetic")) else {}
+    skipped = {name: why for name, why in kept.get("skipped", {}).items() if not (name == "engine" and engine)}
+    document = report_document(
+        plan,
+        verdict=verdict,
+        engine=engine,
+        heads=kept.get("heads"),
+        evaluation=kept.get("eval"),
+        skipped=skipped,
+        failures=failures,
+    )
+    document["failures"] += [failure for failure in kept.get("failures", []) if failure["where"] not in settled]
+    document["passed"] = not document["failures"]
+    return document
 
 
 def load_report(path: Path) -> dict[str, Any]:

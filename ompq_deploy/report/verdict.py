@@ -12,14 +12,17 @@ from rich.text import Text
 
 def verdict_tables(document: Mapping[str, Any]) -> RenderableType:
     """Every layer against the Q/DQ model, what an engine computed if that was given, and every check."""
+    layers = [_layers(document)] if document["layers"] else []
     engine = [_engine(document["engine_outputs"])] if document.get("engine_outputs") else []
-    return Group(_layers(document), *engine, _checks(document))
+    return Group(*layers, *engine, _checks(document))
 
 
 def decision(document: Mapping[str, Any]) -> str:
     """One line: whether it passed, how much is equal, and the first layer that departs."""
     failed = ", ".join(check["name"] for check in document["checks"] if not check["passed"])
     word = f"FAILED ({failed})" if failed else "passed"
+    if not document["samples"]:
+        return f"{word}: the models could not be compared"
     line = f"{word}: {100 * document['exact_fraction']:.4f} % equal, largest difference {document['max_lsb']} steps"
     departure = document["first_departure"]
     return f"{line}; first departure: {departure['layer']}" if departure else line

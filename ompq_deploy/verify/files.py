@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ompq_deploy.artifacts import QuantizedGraph
+from ompq_deploy.artifacts import QuantizedGraph, Samples
 from ompq_deploy.export.tensorrt.backend import Backend, probe
 from ompq_deploy.export.tensorrt.inspect import read_engine
 from ompq_deploy.grids_file import GRIDS_FILE, grids_document
@@ -21,18 +21,25 @@ from ompq_deploy.verify.verdict import Check
 def check_files(folder: Path, document: Mapping[str, Any], written: Collection[str]) -> Check:
     """Whether every file has the sha256 that plan.json records, and each of `written` that is there is recorded."""
     recorded: Mapping[str, str] = document.get("files", {})
-    faults = [f"{name} is missing" for name in recorded if not (folder / name).exists()]
+    faults = [f"{name} is missing" for name in recorded if not (folder / name).is_file()]
     faults += [
         f"{name} is not the file that plan.json records"
         for name, digest in recorded.items()
-        if (folder / name).exists() and sha256_of(folder / name) != digest
+        if (folder / name).is_file() and sha256_of(folder / name) != digest
     ]
     faults += [
         f"plan.json does not record {name}, which another run left"
         for name in written
-        if name not in recorded and (folder / name).exists()
+        if name not in recorded and (folder / name).is_file()
     ]
     return Check(name="files", passed=not faults, detail="; ".join(faults))
+
+
+def check_calibration(samples: Samples, document: Mapping[str, Any]) -> Check:
+    """Whether the samples, on which the models are compared, are those the plan was calibrated on."""
+    passed = samples.sha256 == document["calibration"]["sha256"]
+    detail = f"{samples.source}: other data than plan.json records; give those with --calib"
+    return Check(name="calibration", passed=passed, detail="" if passed else detail)
 
 
 def check_integers(quantized: QuantizedGraph, document: Mapping[str, Any]) -> Check:

@@ -1,0 +1,70 @@
+"""What a later stage renews in the folder of a deployment besides its own files: lock and report.
+
+The lock keeps what earlier stages wrote as long as it is of the same integers. The verdict is about the files as they
+were, so it goes when one is written; the report follows both.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ompq_deploy.errors import BadInput
+from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, lock_files, sha256_of
+from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.pipeline import ENGINE_RECORD, REPORT_FILE, TENSORRT_FILE, write_report
+from ompq_deploy.plan_file import load_plan
+from ompq_deploy.report import load_report, renewed_report
+from ompq_deploy.verify.verdict import verdict_failures
+
+
+def files_kept(folder: Path, document: dict[str, Any], written: tuple[str, ...]) -> dict[str, str]:
+    """The lock's entries of the files that `folder` holds besides those written now. Raises BadInput where they are of
+    other integers than the document's."""
+    if not (folder / PLAN_FILE).exists():
+        return {}
+    earlier = load_plan(folder / PLAN_FILE)[1]
+    files: dict[str, str] = earlier.get("files", {})
+    others = {name: digest for name, digest in files.items() if name not in written and (folder / name).exists()}
+    if others and earlier.get("integers") != document["integers"]:
+        raise BadInput(
+            f"{', '.join(others)} would stay here with other integers than those written now",
+            where=str(folder),
+            fix="give another --out, or remove those files",
+        )
+    return others
+
+
+def commit_stage(out: OutputFolder, document: dict[str, Any], engine: dict[str, Any] | None) -> None:
+    """Lock what a stage has staged, beside the files its document records already, and renew the report."""
+    lock_files(document, out.staged(), beside=out.path)
+    out.write_json(PLAN_FILE, document)
+    out.supersede((VERDICT_FILE,))
+    renew_report(out, document, None, engine)
+
+
+def recorded_engine(folder: Path, document: dict[str, Any]) -> dict[str, Any] | None:
+    """engine.json, where it is the one that plan.json locks."""
+    path, locked = folder / ENGINE_RECORD, document.get("files", {}).get(ENGINE_RECORD)
+    if not path.exists() or sha256_of(path) != locked:
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def renew_report(
+    out: OutputFolder, document: dict[str, Any], verdict: dict[str, Any] | None, engine: dict[str, Any] | None
+) -> None:
+    """The report in step with plan.json's document, the verdict and the engine; what else it told stays where it holds.
+    A report that cannot be read is made anew."""
+    try:
+        earlier = load_report(out.path / REPORT_FILE)
+    except BadInput:
+        earlier = {}
+    failures = verdict_failures(verdict, VERDICT_FILE) if verdict else ()
+    settled = (VERDICT_FILE, TENSORRT_FILE) if engine else (VERDICT_FILE,)
+    write_report(
+        out,
+        renewed_report(earlier, document, verdict=verdict, engine=engine, failures=failures, settled=settled),
+    )
