@@ -91,7 +91,7 @@ def cli() -> None:
 @TARGETS_WRITTEN
 @ARITHMETIC
 @JUDGING
-@click.option("--dry-run", is_flag=True, help="Plan only, and print it; no file is written.")
+@click.option("--dry-run", is_flag=True, help="Plan only; write no model.")
 @OUT
 @VERBOSITY
 def deploy(model: Path, **flags: Any) -> None:
@@ -363,14 +363,15 @@ def _trace(verbose: bool) -> None:
 
 
 def _print_deployment(result: Deployment, flags: dict[str, Any]) -> None:
+    from ompq_deploy.pipeline import written_before
     from ompq_deploy.report import print_report
     from ompq_deploy.report.terminal import render
 
     if flags["as_json"]:
         _print_json(result.report)
-    elif flags.get("dry_run"):
+    elif flags.get("dry_run") and written_before(result.out):
         Console().print(render(result.report))
-        click.echo("dry run: no file was written")
+        click.echo(f"dry run: no file was written, {result.out} holds a deployment")
     else:
         print_report(result.report, Console(), str(result.out / "report.json"))
     _fail(result.failures)

@@ -214,8 +214,8 @@ def read_integers(folder: Path, graph: PreparedGraph, plan: BitPlan) -> Quantize
 
 
 def deploy(model: Path, settings: DeploySettings, listener: Listener | None = None) -> Deployment:
-    """The whole job; of a dry run only the plan and its report, and no file. Raises OmpqError for input, budget and
-    environment; gates that fail are in the result."""
+    """The whole job; of a dry run only the plan and its report. Raises OmpqError for input, budget and environment;
+    gates that fail are in the result."""
     watch = Stopwatch(listener)
     backend = engine_backend(settings.targets, model, settings.plan.input_shapes)
     if settings.dry_run:
@@ -234,9 +234,26 @@ def deploy(model: Path, settings: DeploySettings, listener: Listener | None = No
 
 
 def _only_planned(model: Path, settings: DeploySettings, watch: Stopwatch) -> Deployment:
+    """A dry run. Its plan.json and report are written, but not where they would hide those of a deployment."""
     planned = make_plan(model, settings.plan, watch)
     evaluation_data(planned.graph, settings)
-    return Deployment(out=settings.out, plan=planned.plan, report=report_document(planned.document))
+    report = report_document(planned.document)
+    if not written_before(settings.out):
+        with OutputFolder(settings.out) as out:
+            write_plan_files(out, planned.document)
+    return Deployment(out=settings.out, plan=planned.plan, report=report)
+
+
+def write_plan_files(out: OutputFolder, document: dict[str, Any]) -> None:
+    """plan.json and the report of a plan that nothing has come of yet."""
+    out.supersede((VERDICT_FILE,))
+    out.write_json(PLAN_FILE, document)
+    write_report(out, report_document(document))
+
+
+def written_before(folder: Path) -> list[str]:
+    """The files of a deployment that an earlier run left in a folder."""
+    return [name for name in WRITTEN if (folder / name).exists()]
 
 
 def evaluation_data(graph: PreparedGraph, settings: DeploySettings) -> LabelledSet | None:

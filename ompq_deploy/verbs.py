@@ -39,14 +39,14 @@ from ompq_deploy.pipeline import (
     read_integers,
     run_capture,
     run_quantize,
-    write_report,
+    write_plan_files,
+    written_before,
 )
 from ompq_deploy.plan_file import check_plan_fits, check_samples_fit, load_plan, versions
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import load_model
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.renewal import commit_stage, files_kept, recorded_engine, renew_report
-from ompq_deploy.report import report_document
 from ompq_deploy.report.front import front_svg
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.timing import Listener, Stopwatch
@@ -66,7 +66,7 @@ from ompq_deploy.verify.verdict import Check, not_compared
 def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: Listener | None = None) -> dict[str, Any]:
     """The verb `plan`: decide the widths, write plan.json and its report, return the plan's document. Raises BadInput
     where the folder holds a deployment, which that plan.json would no longer describe."""
-    if written := [name for name in WRITTEN if (folder / name).exists()]:
+    if written := written_before(folder):
         raise BadInput(
             f"an earlier run wrote {', '.join(written)} here, which another plan.json would not describe",
             where=str(folder),
@@ -74,9 +74,7 @@ def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: List
         )
     with OutputFolder(folder) as out:
         planned = make_plan(model, settings, Stopwatch(listener), quantizing=False)
-        out.supersede((VERDICT_FILE,))
-        out.write_json(PLAN_FILE, planned.document)
-        write_report(out, report_document(planned.document))
+        write_plan_files(out, planned.document)
     return planned.document
 
 

@@ -206,7 +206,7 @@ def test_underscores_and_aliases_in_flags(run: Run, residual_model: Path, data: 
         "8",
     )
     assert code == 0, err
-    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "o" / "model.qdq.onnx").exists()
 
 
 def test_a_configuration_file_gives_defaults_and_flags_win(
@@ -430,6 +430,15 @@ def test_a_dry_run_prints_the_plan_and_leaves_an_earlier_run_alone(
     assert report["budget"]["size_bytes"] == 7_000
     assert report["verify"] is None
     assert contents(deployed) == before
+
+
+def test_a_dry_run_elsewhere_writes_the_plan_and_its_report(
+    run: Run, residual_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, _, err = run(residual_model, "--size", "7KB", "--calib", data, "--out", out, "--dry-run")
+    assert code == 0, err
+    assert set(contents(out)) == {"plan.json", "report.json", "report.html"}
 
 
 def test_a_plan_is_not_written_over_that_of_a_deployment(
