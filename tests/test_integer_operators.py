@@ -288,6 +288,7 @@ CASES: dict[str, Build] = {
     "conv_transpose_uneven": transposed(strides=[3, 1], pads=[0, 1, 2, 0]),
     "conv_transpose_groups": transposed(group=2, strides=[2, 2], dilations=[2, 1]),
     "conv_transpose_same": transposed(strides=[2, 2], auto_pad="SAME_UPPER"),
+    "conv_transpose_same_apart": transposed(strides=[4, 2], auto_pad="SAME_LOWER"),
     "conv_transpose_shape": transposed(strides=[2, 2], output_shape=[18, 17]),
     "resize_nearest": resized("nearest", "asymmetric", (2, 2), nearest_mode="floor"),
     "resize_nearest_half_pixel": resized("nearest", "half_pixel", (1.5, 0.5)),

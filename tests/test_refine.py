@@ -83,7 +83,7 @@ def varied_network() -> onnx.ModelProto:
 
 
 def automatic_pads() -> onnx.ModelProto:
-    """Pads that the runtime chooses, odd in total, at either end."""
+    """Pads that the runtime chooses, odd in total, at either end, and none where a stride passes over a kernel."""
     g = models.GraphBuilder(6)
     x = "x"
     for i, where in enumerate(("SAME_UPPER", "SAME_LOWER")):
@@ -92,7 +92,18 @@ def automatic_pads() -> onnx.ModelProto:
     for i, where in enumerate(("SAME_UPPER", "SAME_LOWER")):
         weight = g.constant(g.random.standard_normal((3, 3, 3, 3)).astype(np.float32), f"up_weight{i}")
         x = g.node("ConvTranspose", [x, weight], f"up{i}", strides=[2, 2], auto_pad=where)
-    return g.model(["N", 3, 16, 16], x, ["N", 3, 16, 16])
+    for i, settings in enumerate(
+        (
+            {"output_shape": [32, 31]},
+            {"auto_pad": "SAME_UPPER", "output_shape": [62, 60]},
+            {"auto_pad": "SAME_LOWER", "output_padding": [1, 0]},
+        )
+    ):
+        weight = g.constant(g.random.standard_normal((3, 3, 3, 3)).astype(np.float32) / 4, f"to_weight{i}")
+        x = g.node("ConvTranspose", [x, weight], f"to{i}", strides=[2, 2], **settings)
+    weight = g.constant(g.random.standard_normal((3, 3, 2, 2)).astype(np.float32), "apart_weight")
+    x = g.node("ConvTranspose", [x, weight], "apart", strides=[3, 2], auto_pad="SAME_UPPER")
+    return g.model(["N", 3, 16, 16], x, ["N", 3, "H", "W"])
 
 
 def grouped_transposes() -> onnx.ModelProto:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Layer
 from ompq_deploy.graph_index import attributes
+from ompq_deploy.transposed import transposed_pads
 
 MOST_COLUMNS = 4608
 """A 3 x 3 kernel on 512 channels. The covariances of a first fully connected layer (9,216 inputs in AlexNet, 25,088 in
@@ -48,16 +49,17 @@ def window_of(
     strides = tuple(settings.get("strides", ones))
     dilations = tuple(settings.get("dilations", ones))
     reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-    fine, coarse = (input_sizes, output_sizes) if layer.op == "Conv" else (output_sizes, input_sizes)
-    total = [max((c - 1) * s + r + 1 - f, 0) for f, c, s, r in zip(fine, coarse, strides, reach, strict=True)]
-    automatic = settings.get("auto_pad", "NOTSET")
+    if layer.op == "ConvTranspose":
+        begins, _ = transposed_pads(settings, input_sizes, kernel)
+        flipped = tuple(r - begin for r, begin in zip(reach, begins, strict=True))
+        return Window(kernel=kernel, strides=ones, dilations=dilations, begins=flipped, spread=strides)
     begins = tuple(settings.get("pads", [0] * len(kernel)))[: len(kernel)]
+    automatic = settings.get("auto_pad", "NOTSET")
     if automatic.startswith("SAME"):
+        sizes = zip(input_sizes, output_sizes, strides, reach, strict=True)
+        total = [max((out - 1) * stride + r + 1 - size, 0) for size, out, stride, r in sizes]
         begins = tuple(t // 2 if automatic == "SAME_UPPER" else t - t // 2 for t in total)
-    if layer.op == "Conv":
-        return Window(kernel=kernel, strides=strides, dilations=dilations, begins=begins, spread=ones)
-    flipped = tuple(r - begin for r, begin in zip(reach, begins, strict=True))
-    return Window(kernel=kernel, strides=ones, dilations=dilations, begins=flipped, spread=strides)
+    return Window(kernel=kernel, strides=strides, dilations=dilations, begins=begins, spread=ones)
 
 
 def parts(layer: Layer) -> int:

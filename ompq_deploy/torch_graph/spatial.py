@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ompq_deploy.resampling import Taps, resized
 from ompq_deploy.torch_graph.movement import pad_axis
+from ompq_deploy.transposed import transposed_pads
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -37,14 +38,12 @@ def conv_transpose(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: s
     rank = x.ndim - 2
     strides, dilations = tuple(strides) or (1,) * rank, tuple(dilations) or (1,) * rank
     extra = tuple(output_padding) or (0,) * rank
+    settings = {"auto_pad": auto_pad, "dilations": dilations, "output_padding": extra, "strides": strides}
+    settings |= {"output_shape": output_shape} if output_shape else {}
+    settings |= {"pads": pads} if pads else {}
+    begins, ends = transposed_pads(settings, x.shape[2:], w.shape[2:])
     full = TRANSPOSED[rank](x, w, b, strides, 0, extra, group, dilations)
-    amounts = tuple(pads) or (0,) * (2 * rank)
-    for i in range(rank):
-        before, after = amounts[i], amounts[rank + i]
-        surplus = full.shape[2 + i] - (output_shape[i] if output_shape else x.shape[2 + i] * strides[i])
-        if output_shape or auto_pad.startswith("SAME"):
-            before = surplus // 2 if auto_pad != "SAME_LOWER" else surplus - surplus // 2
-            after = surplus - before
+    for i, (before, after) in enumerate(zip(begins, ends, strict=True)):
         full = pad_axis(full, 2 + i, -before, -after, "constant")
     return full
 

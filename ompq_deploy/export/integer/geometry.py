@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.rules import Int64, Window
 from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.transposed import transposed_pads
 
 
 def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
@@ -56,12 +57,7 @@ def transposed_window(
     dilations = tuple(settings.get("dilations", [1] * rank))
     extra = settings.get("output_padding", [0] * rank)
     spans = [dilation * (length - 1) for dilation, length in zip(dilations, kernel, strict=True)]
-    pads = settings.get("pads", [0] * 2 * rank)
-    automatic = settings.get("auto_pad", "NOTSET")
-    if "output_shape" in settings or automatic.startswith("SAME"):
-        lengths = settings.get("output_shape", [size * stride for size, stride in zip(sizes, strides, strict=True)])
-        pads = _pads_for(lengths[-rank:], sizes, strides, spans, extra, upper=automatic == "SAME_UPPER")
-    begins, ends = _split(tuple(pads))
+    begins, ends = transposed_pads(settings, sizes, kernel)
     outer = [span - begin for span, begin in zip(spans, begins, strict=True)]
     outer += [span - end + more for span, end, more in zip(spans, ends, extra, strict=True)]
     if min(outer) < 0:
@@ -153,24 +149,6 @@ def _same_pads(window: Window, sizes: Sequence[int], *, upper: bool) -> tuple[in
         begins.append(total // 2 if upper else total - total // 2)
         ends.append(total - begins[-1])
     return (*begins, *ends)
-
-
-def _pads_for(
-    lengths: Sequence[int],
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    spans: Sequence[int],
-    extra: Sequence[int],
-    *,
-    upper: bool,
-) -> list[int]:
-    """The pads with which a ConvTranspose leaves outputs of these lengths."""
-    totals = [
-        stride * (size - 1) + more + span + 1 - length
-        for length, size, stride, span, more in zip(lengths, sizes, strides, spans, extra, strict=True)
-    ]
-    begins = [total // 2 if upper else total - total // 2 for total in totals]
-    return begins + [total - begin for total, begin in zip(totals, begins, strict=True)]
 
 
 def _ceil_pads(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:
