@@ -96,6 +96,38 @@ def test_batchnorm_and_pad_fold_into_the_convolution(tmp_path: Path) -> None:
     assert_equivalent(path, graph)
 
 
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 6), (6, 1), (6, 6), (1, 1, 6)], ids=str)
+def test_only_a_constant_per_column_is_a_bias(shape: tuple[int, ...], op: str, tmp_path: Path) -> None:
+    """Six rows and six columns, so that sizes alone do not tell one from the other."""
+    if op == "Gemm" and len(shape) > 2:
+        pytest.skip("no such Gemm")
+    g = models.GraphBuilder()
+    weight = g.constant(g.random.standard_normal((4, 6)).astype(np.float32), "weight")
+    added = g.constant(g.random.standard_normal(shape).astype(np.float32), "added")
+    y = g.node("Gemm", ["x", weight, added], "layer") if op == "Gemm" else g.node("MatMul", ["x", weight], "layer")
+    y = g.node("Relu", [y if op == "Gemm" else g.node("Add", [y, added], "sum")], "relu")
+    path = models.save(g.model([6, 4], y, [*shape[:-2], 6, 6][-3:]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    layer, *others = graph.model.graph.node
+    assert layer.name == graph.layers[0].name == "layer"
+    bias = shape[:-1] == (1,) * len(shape[:-1]) and len(shape) <= 2
+    assert (len(layer.input), [node.op_type for node in others]) == ((3, ["Relu"]) if bias else (2, ["Add", "Relu"]))
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_a_layer_that_adds_a_computed_matrix_is_a_layer(op: str, tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    weight = g.constant(g.random.standard_normal((4, 4)).astype(np.float32), "weight")
+    y = g.node("Gemm", ["x", weight, "x"], "layer") if op == "Gemm" else g.node("MatMul", ["x", weight], "layer")
+    y = y if op == "Gemm" else g.node("Add", [y, "x"], "sum")
+    path = models.save(g.model(["N", 4], y, ["N", 4]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    assert [layer.name for layer in graph.layers] == ["layer"]
+
+
 def test_external_data_is_read(tmp_path: Path) -> None:
     model = models.residual_network()
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
