@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable
 import onnx
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph_index import GraphIndex, attributes
 
 MOVES_VALUES = frozenset(
     ("MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Split",
@@ -134,6 +134,14 @@ def _operands(index: GraphIndex, node: onnx.NodeProto, layer_nodes: set[str]) ->
             return [] if _is_accumulator(index, node.output[0], layer_nodes) else operands
         fused = residual_operand(index, node, layer_nodes)
         return [fused[1]] if fused else operands
-    if node.op_type in RESCALES:
+    if node.op_type in RESCALES and not _averages_in_float(node):
         return index.activation_inputs(node)
     return []
+
+
+def _averages_in_float(node: onnx.NodeProto) -> bool:
+    """Whether it is an AveragePool that onnxruntime has no right integer pool for, should its input be on a grid: one
+    with dilations, or with pads that count beside what hangs over in ceil mode."""
+    settings = attributes(node)
+    counted = settings.get("count_include_pad", 0) and settings.get("ceil_mode", 0)
+    return node.op_type == "AveragePool" and bool("dilations" in settings or counted)

@@ -165,7 +165,9 @@ CASES: dict[str, Callable[[GraphBuilder], str]] = {
     ),
     "average_pool_same_upper": average_pool(kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
     "average_pool_same_lower": average_pool(kernel_shape=[2, 4], auto_pad="SAME_LOWER"),
+    "average_pool_ceil_counting": average_pool(kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, count_include_pad=1),
     "average_pool_dilated": average_pool(kernel_shape=[2, 2], dilations=[2, 3]),
+    "average_pool_dilated_by_one": average_pool(kernel_shape=[2, 2], dilations=[1, 1]),
     "max_pool": max_pool(kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     "max_pool_ceil": max_pool(kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
     "max_pool_dilated": max_pool(kernel_shape=[2, 2], dilations=[2, 3]),
@@ -193,10 +195,6 @@ CASES: dict[str, Callable[[GraphBuilder], str]] = {
 }
 
 
-WRONG_IN_ONNXRUNTIMES_QDQ = ("average_pool_ceil_with_pads", "average_pool_dilated")
-"""onnxruntime 1.31 fuses these into QLinearAveragePool, which counts pads wrongly and knows no dilations."""
-
-
 @pytest.mark.parametrize("batch", ["N", 1])
 @pytest.mark.parametrize("case", CASES)
 def test_every_operator_equals_the_reference_and_the_qdq_model(case: str, batch: Size) -> None:
@@ -204,8 +202,7 @@ def test_every_operator_equals_the_reference_and_the_qdq_model(case: str, batch:
     program = lower(quantized)
     feeds = inputs(quantized.graph, SAMPLES)
     assert_equal_to_reference(program, feeds)
-    if case not in WRONG_IN_ONNXRUNTIMES_QDQ:
-        assert steps_from_qdq(quantized, program, feeds) <= 1
+    assert steps_from_qdq(quantized, program, feeds) <= 1
     floats, integers = run(quantized.graph.model, feeds)["y"], run(integer_model(program), feeds)["y"]
     assert np.linalg.norm(integers - floats) < 0.1 * np.linalg.norm(floats)
 
@@ -218,8 +215,7 @@ def test_every_operator_equals_the_reference_on_any_grid(case: str, zero_points:
     program = lower(moved)
     feeds = inputs(quantized.graph, SAMPLES)
     assert_equal_to_reference(program, feeds)
-    if case not in WRONG_IN_ONNXRUNTIMES_QDQ:
-        assert steps_from_qdq(moved, program, feeds) <= 1
+    assert steps_from_qdq(moved, program, feeds) <= 1
 
 
 @pytest.mark.parametrize("batch", ["N", 1])

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.prepare import prepare
 from tests import models
 
@@ -508,6 +508,48 @@ def test_lp_pools_are_written_out(p: int, settings: dict[str, Any], tmp_path: Pa
     graph = prepare(path)
     assert_equivalent(path, graph)
     assert kind not in {node.op_type for node in graph.model.graph.node}
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "AveragePool that counts pads"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_shape": [2, 2], "strides": [2, 2]},
+        {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "VALID"},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+        {"kernel_shape": [2, 2], "strides": [3, 3], "pads": [0, 0, 1, 1]},
+        {"kernel_shape": [3, 3], "strides": [2, 3], "pads": [0, 0, 1, 1]},
+    ],
+    ids=["no pads", "valid", "pads", "a last window in the pads", "both"],
+)
+@pytest.mark.parametrize("sizes", [(8, 9), (9, 11)], ids=str)
+def test_ceil_mode_becomes_pads(sizes: tuple[int, int], settings: dict[str, Any], op: str, tmp_path: Path) -> None:
+    """Sizes are those that onnxruntime makes, also where onnx infers others."""
+    counted = {"count_include_pad": 1} if "counts" in op else {}
+    g = models.GraphBuilder()
+    pool = g.node(op.split()[0], [g.conv("x", "first", 3, 4)], "pool", ceil_mode=1, **counted, **settings)
+    model = g.model(["N", 3, *sizes], g.conv(pool, "second", 4, 2), ["N", 2, "h", "w"])
+    path = models.save(model, tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert_equivalent(path, graph)
+    (result,) = (node for node in graph.model.graph.node if node.name == "pool")
+    assert "ceil_mode" not in attributes(result)
+    assert GraphIndex(graph.model).shapes["y"][2:] == outputs(path.read_bytes())[0].shape[2:]
+
+
+def test_of_open_sizes_only_pads_that_count_change(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    first, rest = g.conv("x", "first", 3, 4), {"strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}
+    tested = g.node("AveragePool", [first], "pool", kernel_shape=[3, 3], count_include_pad=1, **rest)
+    path = models.save(g.model(["N", 3, "H", "W"], tested, ["N", 4, "h", "w"]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node] == ["Conv", "Pad", "AveragePool"]
+    for size in (7, 8):
+        x = np.ones((1, 3, size, size), np.float32)
+        before, after = (
+            session(m).run(None, {"x": x})[0] for m in (path.read_bytes(), graph.model.SerializeToString())
+        )
+        np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
 def test_an_lp_pool_with_windows_over_the_edge_stays(tmp_path: Path) -> None:

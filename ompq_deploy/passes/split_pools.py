@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
+from ompq_deploy.passes.plain_pools import plain_pools
 from ompq_deploy.passes.split_norms import KnownRank
 
 WINDOW = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
@@ -72,5 +73,6 @@ def _root(op: Any, x: ir.Value, p: int) -> ir.Value:
 
 
 def split_pools(model: ir.Model) -> bool:
-    """Rewrite in place; True if anything changed."""
-    return rewriter.RewriteRuleSet([_LpPool.rule(), _GlobalLpPool.rule()]).apply_to_model(model) > 0
+    """Rewrite in place, other pools in plain form; True if anything changed."""
+    split = rewriter.RewriteRuleSet([_LpPool.rule(), _GlobalLpPool.rule()]).apply_to_model(model) > 0
+    return plain_pools(model) | split

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ompq_deploy.pads import transposed_pads
 from ompq_deploy.resampling import Taps, resized
 from ompq_deploy.torch_graph.movement import pad_axis
-from ompq_deploy.transposed import transposed_pads
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

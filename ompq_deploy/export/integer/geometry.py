@@ -1,10 +1,4 @@
-"""Sliding windows with everything explicit: automatic padding and ceil mode become pads.
-
-out = floor((in + pads - dilation (kernel - 1) - 1) / stride) + 1          (ONNX Conv, MaxPool and AveragePool)
-
-Ceil mode rounds up instead, dropping a last window that would start beyond the input and its leading pad; the same
-positions follow from the floor formula with more padding at the end.
-"""
+"""Sliding windows of convolutions and pools with everything explicit: automatic padding and ceil mode become pads."""
 
 from __future__ import annotations
 
@@ -20,7 +14,7 @@ from numpy.typing import NDArray
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.rules import Int64, Window
 from ompq_deploy.graph_index import GraphIndex, attributes
-from ompq_deploy.transposed import transposed_pads
+from ompq_deploy.pads import ceil_ends, positions, transposed_pads
 
 
 def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
@@ -38,7 +32,9 @@ def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) ->
         sizes = spatial_sizes(index, node, "auto_pad")
         window = _with_pads(window, _same_pads(window, sizes, upper=automatic == "SAME_UPPER"))
     if settings.get("ceil_mode", 0):
-        window = _with_pads(window, _ceil_pads(window, spatial_sizes(index, node, "ceil_mode")))
+        sizes = spatial_sizes(index, node, "ceil_mode")
+        ends = ceil_ends(kernel, window.strides, window.dilations, window.pads, sizes)
+        window = _with_pads(window, (*window.pads[:rank], *ends))
     return window
 
 
@@ -87,13 +83,7 @@ def spatial_sizes(index: GraphIndex, node: onnx.NodeProto, why: str) -> tuple[in
 
 def output_sizes(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:
     """Number of window positions per spatial axis."""
-    begins, ends = _split(window.pads)
-    return tuple(
-        (size + begin + end - dilation * (kernel - 1) - 1) // stride + 1
-        for size, begin, end, dilation, kernel, stride in zip(
-            sizes, begins, ends, window.dilations, window.kernel, window.strides, strict=True
-        )
-    )
+    return positions(window.kernel, window.strides, window.dilations, window.pads, sizes)
 
 
 def taps(padded: NDArray[Any], window: Window) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
@@ -149,17 +139,3 @@ def _same_pads(window: Window, sizes: Sequence[int], *, upper: bool) -> tuple[in
         begins.append(total // 2 if upper else total - total // 2)
         ends.append(total - begins[-1])
     return (*begins, *ends)
-
-
-def _ceil_pads(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:
-    begins, ends = _split(window.pads)
-    grown = []
-    for size, begin, end, kernel, stride, dilation in zip(
-        sizes, begins, ends, window.kernel, window.strides, window.dilations, strict=True
-    ):
-        span = dilation * (kernel - 1) + 1
-        last = math.ceil((size + begin + end - span) / stride)
-        if last * stride >= size + begin:
-            last -= 1
-        grown.append(max(end, last * stride + span - size - begin))
-    return (*begins, *grown)
