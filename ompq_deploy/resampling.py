@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float64
 
-Coordinates = Callable[[Float64, float, int, int], Float64]
-"""From output elements, the scale and the two lengths to input coordinates."""
+Coordinates = Callable[[Any, Any, Any, Any], Any]
+"""From output elements, the scale and the two lengths to input coordinates, in the precision of what is given."""
 
 TRANSFORMS: dict[str, Coordinates] = {
     "asymmetric": lambda i, scale, size, length: i / scale,
@@ -31,7 +31,7 @@ TRANSFORMS: dict[str, Coordinates] = {
     "pytorch_half_pixel": lambda i, scale, size, length: (i + 0.5) / scale - 0.5 if length > 1 else 0 * i,
     "align_corners": lambda i, scale, size, length: i * (size - 1) / (length - 1) if length > 1 else 0 * i,
     "half_pixel_symmetric": lambda i, scale, size, length: (
-        size / 2 * (1 - length / (scale * size)) + (i + 0.5) / scale - 0.5
+        size / 2 * (1 - length / (scale * size)) + (np.float64(i) + 0.5) / np.float64(scale) - 0.5
     ),
 }
 ROUNDINGS: dict[str, Callable[[Float64], Float64]] = {
@@ -40,6 +40,8 @@ ROUNDINGS: dict[str, Callable[[Float64], Float64]] = {
     "floor": np.floor,
     "ceil": np.ceil,
 }
+TIE = 1e-6
+"""onnxruntime 1.31 rounds a coordinate this close to a half as it rounds the half."""
 REACH = {"linear": 1, "cubic": 2}
 """How far K reaches to either side."""
 
@@ -52,18 +54,31 @@ class Taps:
     weight: Float64
 
 
+def scaled_length(size: int, scale: float) -> int:
+    """The length onnxruntime gives an axis; the product is in float32, and may round up to a whole number."""
+    return int(np.float32(size) * np.float32(scale))
+
+
 def resized(settings: Mapping[str, Any], size: int, length: int, scale: float) -> Taps | None:
     """What a Resize node of these attributes reads to make `length` elements of `size`; None where its coordinates
     depend on a region of interest. `scale` is length / size, or what the node gives."""
     transform = settings.get("coordinate_transformation_mode", "half_pixel")
     if transform not in TRANSFORMS:
         return None
-    at = TRANSFORMS[transform](np.arange(length, dtype=np.float64), scale, size, length)
-    mode = settings.get("mode", "nearest")
-    if mode == "nearest":
-        index = ROUNDINGS[settings.get("nearest_mode", "round_prefer_floor")](at)
+    if settings.get("mode", "nearest") == "nearest":
+        index = _nearest(settings, TRANSFORMS[transform], size, length, scale)
         return Taps(index=np.clip(index, 0, size - 1).astype(np.int64)[None], weight=np.ones((1, length)))
+    at = TRANSFORMS[transform](np.arange(length, dtype=np.float64), scale, size, length)
     return _weighted(settings, at, size, min(scale, 1.0) if settings.get("antialias", 0) else 1.0)
+
+
+def _nearest(settings: Mapping[str, Any], transform: Coordinates, size: int, length: int, scale: float) -> Float64:
+    """The element nearest to each coordinate, which is computed in float32, as onnxruntime does, since that decides
+    which of two elements is nearer."""
+    single = (np.asarray(value, np.float32) for value in (np.arange(length), scale, size, length))
+    at = np.asarray(transform(*single), np.float32).astype(np.float64)
+    half = np.floor(at) + 0.5
+    return ROUNDINGS[settings.get("nearest_mode", "round_prefer_floor")](np.where(np.abs(at - half) < TIE, half, at))
 
 
 def _weighted(settings: Mapping[str, Any], at: Float64, size: int, shrinking: float) -> Taps:

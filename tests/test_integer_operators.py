@@ -293,6 +293,8 @@ CASES: dict[str, Build] = {
     "resize_nearest": resized("nearest", "asymmetric", (2, 2), nearest_mode="floor"),
     "resize_nearest_half_pixel": resized("nearest", "half_pixel", (1.5, 0.5)),
     "resize_nearest_corners": resized("nearest", "align_corners", (2, 3), nearest_mode="round_prefer_ceil"),
+    "resize_nearest_thirds": resized("nearest", "asymmetric", (1 / 3, 0.6), nearest_mode="floor"),
+    "resize_that_keeps_sizes": resized("nearest", "asymmetric", (1.1, 1.05), nearest_mode="floor"),
     "resize_linear": resized("linear", "half_pixel", (2, 2)),
     "resize_linear_corners": resized("linear", "align_corners", (2, 1.5)),
     "resize_linear_pytorch": resized("linear", "pytorch_half_pixel", (0.7, 2)),

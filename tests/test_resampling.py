@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.export.integer.resize import whole_weights
-from ompq_deploy.resampling import ROUNDINGS, TRANSFORMS, resized
+from ompq_deploy.resampling import ROUNDINGS, TRANSFORMS, resized, scaled_length
 
 LENGTHS = [(8, 20), (20, 8), (9, 6), (5, 1), (7, 17), (16, 8)]
 WEIGHTED = [
@@ -47,12 +47,22 @@ def test_the_taps_are_those_of_onnxruntime(settings: dict[str, object], transfor
         assert taps is not None
         np.testing.assert_allclose(taps.weight.sum(axis=0), 1)
         found = sum(w[:, None] * x[0, 0, i] for i, w in zip(taps.index, taps.weight, strict=True))
-        sure = [*range(len(expected))]
-        if settings["mode"] == "nearest":  # onnxruntime computes coordinates in float32, which decides ties
-            nearby = [resized(settings, size, len(expected), float(scale) * (1 + e)) for e in (-1e-6, 1e-6)]
-            sure = [i for i in sure if len({int(t.index[0, i]) for t in nearby if t}) == 1]
-        assert len(sure) >= len(expected) / 2
-        np.testing.assert_allclose(np.asarray(found)[sure], expected[sure], atol=1e-5)
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_nearest_element_is_that_of_onnxruntime_on_the_edge(transform: str, rounding: str) -> None:
+    """Scales that put coordinates on whole numbers and halves, where float32 decides."""
+    settings = {"mode": "nearest", "coordinate_transformation_mode": transform, "nearest_mode": rounding}
+    for scale in (1 / 3, 0.3, 0.6, 0.7, 1.2, 1.3, 1.7, 2.4, 2.5):
+        for size in (16, 30, 73, 110):
+            x = np.arange(size, dtype=np.float32).reshape(1, 1, size, 1)
+            expected = by_onnxruntime(x, np.float32(scale), settings).ravel()
+            assert len(expected) == scaled_length(size, scale)
+            taps = resized(settings, size, len(expected), float(np.float32(scale)))
+            assert taps is not None
+            np.testing.assert_array_equal(taps.index[0], expected, err_msg=f"{size} {scale}")
 
 
 def test_a_region_of_interest_is_not_covered() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ompq_deploy.pads import transposed_pads
-from ompq_deploy.resampling import Taps, resized
+from ompq_deploy.resampling import Taps, resized, scaled_length
 from ompq_deploy.torch_graph.movement import pad_axis
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -136,11 +136,15 @@ def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, s
     """One axis after the other, as `resampling.py` says."""
     by_scale = scales is not None and scales.numel() > 0
     amounts = (scales if by_scale else sizes).tolist()  # type: ignore[union-attr]
-    for axis, amount in zip(axes or range(x.ndim), amounts, strict=True):
-        length = x.shape[axis]
-        target = math.floor(length * amount) if by_scale else int(amount)
+    lengths = [x.shape[axis] for axis in axes or range(x.ndim)]
+    targets = [
+        scaled_length(n, amount) if by_scale else int(amount) for n, amount in zip(lengths, amounts, strict=True)
+    ]
+    if targets == lengths:
+        return x
+    for axis, length, target, amount in zip(axes or range(x.ndim), lengths, targets, amounts, strict=True):
         scale = amount if by_scale else target / length
-        if target == length:
+        if scale == 1:
             continue
         taps = resized(settings, length, target, scale)
         if taps is None or keep_aspect_ratio_policy != "stretch":

@@ -24,7 +24,7 @@ from ompq_deploy.export.integer.rescale import requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
 from ompq_deploy.groups import Group
-from ompq_deploy.resampling import Taps, resized
+from ompq_deploy.resampling import Taps, resized, scaled_length
 
 BATCH = 0
 WEIGHT_BITS = 12
@@ -94,12 +94,16 @@ def _taps(scope: Scope, node: onnx.NodeProto) -> dict[int, Taps]:
     if shape is None or result is None:
         raise NotCovered(node, "its sizes are not known")
     scales = _scales(scope, node, len(shape))
-    found = {}
+    found: dict[int, Taps] = {}
+    if shape == result:
+        return found  # onnxruntime copies, whatever the scales
     for axis, (size, length) in enumerate(zip(shape, result, strict=True)):
         if size == length and scales.get(axis, 1.0) == 1.0 and (size or axis in scales or axis == BATCH):
             continue
         if size is None or length is None:
             raise NotCovered(node, "it needs fixed sizes")
+        if axis in scales and scaled_length(size, scales[axis]) != length:
+            raise NotCovered(node, "onnx infers another size than onnxruntime makes")
         taps = resized(settings, size, length, scales.get(axis, length / size))
         if taps is None:
             raise NotCovered(node, "its coordinates are not covered")
