@@ -72,6 +72,21 @@ def test_tensors_with_two_readers_refuse(residual_model: Path) -> None:
     np.testing.assert_allclose(run(result.graph.model, x), run(graph.model, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", ["Conv", "MatMul"])
+def test_channels_on_different_axes_refuse(first: str, tmp_path: Path) -> None:
+    """As many channels as positions, so that sizes alone do not tell one from the other."""
+    g = models.GraphBuilder(4)
+    weight = g.constant(g.random.standard_normal((8, 8)).astype(np.float32), "product_weight")
+    kernel = g.constant(g.random.standard_normal((8, 8, 3)).astype(np.float32), "conv_weight")
+    x = "x"
+    for op in ("Conv", "MatMul") if first == "Conv" else ("MatMul", "Conv"):
+        settings = {"pads": [1, 1]} if op == "Conv" else {}
+        x = g.node("Relu", [g.node(op, [x, kernel if op == "Conv" else weight], op, **settings)], f"{op}_relu")
+    graph = prepare(models.save(g.model(["N", 8, 8], x, ["N", 8, 8]), tmp_path / "m.onnx"))
+    assert len(graph.layers) == 2
+    assert equalize(graph).pairs == ()
+
+
 def test_the_given_graph_is_left_alone(tmp_path: Path) -> None:
     graph = prepare(models.save(chain(), tmp_path / "chain.onnx"))
     before = graph.model.SerializeToString()

@@ -92,7 +92,7 @@ def scale_inputs(layer: Layer, weight: Float32, factor: NDArray) -> Float32:
 
 
 def _pairs(index: GraphIndex, layers: tuple[Layer, ...]) -> Iterator[tuple[Layer, Layer]]:
-    """Layers of one node each, the second reading nothing but what the first makes, and nobody else reading it."""
+    """Layers of one node each with channels on the same axis, the second alone reading what the first makes."""
     by_node = {layer.name: layer for layer in layers if alone(index, layer)}
     for layer in by_node.values():
         tensor = index.nodes[layer.name].output[0]
@@ -100,8 +100,13 @@ def _pairs(index: GraphIndex, layers: tuple[Layer, ...]) -> Iterator[tuple[Layer
         if reader is not None and reader.op_type in HOMOGENEOUS and reader.input[0] == tensor:
             reader = index.only_consumer(reader.output[0])
         second = by_node.get(reader.name) if reader is not None else None
-        if second is not None:
+        if second is not None and activation_axis(layer) == activation_axis(second):
             yield layer, second
+
+
+def activation_axis(layer: Layer) -> int:
+    """The axis of channels, from the end, of what a layer reads and makes."""
+    return 1 - len(layer.shape) if layer.op in ("Conv", "ConvTranspose") else -1
 
 
 def alone(index: GraphIndex, layer: Layer) -> bool:

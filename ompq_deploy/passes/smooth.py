@@ -27,7 +27,7 @@ from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph
 from ompq_deploy.graph_index import GraphIndex, attributes
-from ompq_deploy.passes.equalize import alone, by_input, input_ranges, scale_inputs
+from ompq_deploy.passes.equalize import activation_axis, alone, by_input, input_ranges, scale_inputs
 
 LEVELS = 255
 LEAST_GAIN = 4.0
@@ -57,7 +57,7 @@ def candidates(graph: PreparedGraph) -> list[Candidate]:
             reading.setdefault(tensor, []).append(layer)
     found = []
     for tensor, layers in reading.items():
-        axes = {1 - len(layer.shape) if layer.op == "Conv" else -1 for layer in layers}
+        axes = {activation_axis(layer) for layer in layers}
         alike = len(axes) == 1 and all(_takes_factors(index, layer) for layer in layers)
         if alike and _read_by_layers_alone(index, tensor, layers):
             found.append(Candidate(tensor=tensor, readers=tuple(layers), axis=axes.pop()))
