@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ PLAIN: dict[str, Callable[..., Reals]] = {
     "HardSwish": lambda x: x * _hard_sigmoid(x, 1 / 6, 0.5),
     "Identity": np.asarray,
     "Log": np.log,
-    "Max": np.maximum,
-    "Min": np.minimum,
+    "Max": lambda *x: reduce(np.maximum, x),
+    "Min": lambda *x: reduce(np.minimum, x),
     "Mish": lambda x: x * np.tanh(_softplus(x)),
     "Mul": np.multiply,
     "Neg": np.negative,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from ompq_deploy.errors import BackendMissing
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.qdq import qdq_model
@@ -87,6 +88,36 @@ def extreme(op: str) -> Build:
         return g.node(op, [*parts, per_channel(g, "bound", 6, 1, 1)], "tested")
 
     return build
+
+
+def largest_of_three(g: GraphBuilder) -> str:
+    return g.node("Max", [g.conv("x", "first", 4, 6), scalar(g, "low", -0.5), scalar(g, "higher", 0.2)], "tested")
+
+
+def flattened_from_behind(g: GraphBuilder) -> str:
+    return g.node("Flatten", [g.conv("x", "first", 4, 6)], "tested", axis=-3)
+
+
+def centred(g: GraphBuilder) -> str:
+    """Axes that are empty are all axes."""
+    x = g.conv("x", "first", 4, 6)
+    return g.node("Sub", [x, g.node("ReduceMax", [x, settings(g, "none")], "largest")], "tested")
+
+
+def computed_bound(g: GraphBuilder) -> str:
+    largest = g.node("ReduceMax", ["x"], "largest", keepdims=0)
+    return g.node("Clip", [g.conv("x", "first", 4, 6), "", largest], "tested")
+
+
+def computed_slope(g: GraphBuilder) -> str:
+    return g.node("PRelu", [g.conv("x", "first", 4, 6), g.conv("x", "second", 4, 6)], "tested")
+
+
+def computed_statistics(g: GraphBuilder) -> str:
+    constants = [per_channel(g, name, 6) for name in ("gamma", "beta")]
+    mean = g.node("ReduceMax", [g.conv("x", "first", 4, 6), settings(g, "axes", 0, 2, 3)], "mean", keepdims=0)
+    variance = g.constant(np.ones(6, np.float32), "variance")
+    return g.node("BatchNormalization", ["first_out", *constants, mean, variance], "tested")
 
 
 def normalized_to_length(g: GraphBuilder) -> str:
@@ -268,6 +299,7 @@ CASES: dict[str, Build] = {
     "signed_quotient": signed_quotient,
     "max": extreme("Max"),
     "min": extreme("Min"),
+    "max_of_three": largest_of_three,
     "reduce_l2": reduced("ReduceL2"),
     "normalized_to_length": normalized_to_length,
     "local_response_norm": after_conv("LRN", size=3, alpha=2.0, beta=0.75, bias=1.0),
@@ -303,6 +335,7 @@ CASES: dict[str, Build] = {
     "resize_cubic": resized("cubic", "half_pixel", (2, 1.5)),
     "resize_cubic_corners": resized("cubic", "align_corners", (1.5, 0.7), cubic_coeff_a=-0.5, exclude_outside=1),
     "resize_cubic_antialias": resized("cubic", "pytorch_half_pixel", (0.4, 2), antialias=1),
+    "flatten_from_behind": flattened_from_behind,
     "split": split,
     "gather_and_tile": gathered,
     "class_token": class_token,
@@ -336,6 +369,20 @@ def test_every_operator_equals_the_reference_on_extreme_inputs(case: str, value:
     for zero_point in (0, 255):
         program = lower(with_zero_points(quantized_case(CASES[case]), [zero_point]))
         assert_equal_to_reference(program, {"x": np.full((1, 4, 9, 9), value, np.float32)})
+
+
+def test_a_reduction_over_no_named_axis_is_over_all() -> None:
+    quantized = quantized_case(centred, 1)
+    program, feeds = lower(quantized), inputs(quantized.graph, 1)
+    assert_equal_to_reference(program, feeds)
+    assert steps_from_qdq(quantized, program, feeds) <= 1
+
+
+@pytest.mark.parametrize("build", [computed_bound, computed_slope, computed_statistics])
+def test_computed_parameters_are_refused(build: Build) -> None:
+    with pytest.raises(BackendMissing, match="computed") as refusal:
+        lower(quantized_case(build, 1))
+    assert refusal.value.where.endswith(": tested")
 
 
 def test_wide_grids_leave_the_qdq_model_alone() -> None:

@@ -63,5 +63,12 @@ def test_a_bound_of_clip_may_be_left_out() -> None:
     assert apply("Clip", [np.array([-5.0, 5.0]), -1.0], {}).tolist() == [-1.0, 5.0]
 
 
+@pytest.mark.parametrize("op", ["Max", "Min"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_extremes_take_any_number_of_operands(count: int, op: str) -> None:
+    operands = list(np.random.default_rng(0).standard_normal((count, 7)).astype(np.float32))
+    np.testing.assert_array_equal(apply(op, operands, {}), in_onnxruntime(op, operands, {}))
+
+
 def test_no_operator_is_listed_twice() -> None:
     assert set(PLAIN).isdisjoint(WITH_SETTINGS)

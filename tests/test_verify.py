@@ -198,6 +198,18 @@ def test_the_document_is_json_with_the_promised_fields(quantized: QuantizedGraph
     assert {"name", "exact_fraction", "max_lsb", "sqnr_db"} <= set(document["layers"][0])
 
 
+def test_an_output_whose_size_depends_on_the_values(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    first = g.node("Sigmoid", [g.conv("x", "first", 3, 8)], "gate")
+    found = g.node("NonZero", [g.node("Relu", [g.conv(first, "second", 8, 4)], "relu")], "found")
+    model = g.model(["N", 3, 16, 16], g.node("Cast", [found], "cast", to=TensorProto.FLOAT), [4, "found"])
+    quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"))
+    program, samples = lower(quantized), samples_of(quantized)
+    verdict = verify(program, integer_model(program), qdq_model(quantized), samples)
+    assert verdict.passed
+    assert verdict.output_difference <= 1
+
+
 def test_a_fixed_batch_larger_than_the_samples_is_filled(tmp_path: Path) -> None:
     quantized = quantize_graph(models.save(models.residual_network(4), tmp_path / "m.onnx"))
     few = Samples(inputs={"x": inputs(quantized.graph)["x"][:3]}, labels=None, source="", sha256="")

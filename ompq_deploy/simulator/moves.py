@@ -19,8 +19,8 @@ def move(operation: IntegerMove, x: Values, constants: Sequence[NDArray[Any] | N
     """One operator on integers; `constants` are its further inputs."""
     settings: list[Any] = [None if value is None else np.asarray(value).tolist() for value in constants] + [None] * 4
     if operation.op == "Flatten":
-        axis = operation.attributes.get("axis", 1) % (x.ndim + 1)
-        return x.reshape(math.prod(x.shape[:axis]), -1)
+        axis = operation.attributes.get("axis", 1)
+        return x.reshape(math.prod(x.shape[: axis if axis >= 0 else axis + x.ndim]), -1)
     if operation.op == "Reshape":
         keep = not operation.attributes.get("allowzero", 0)
         return x.reshape([x.shape[i] if size == 0 and keep else size for i, size in enumerate(settings[0])])

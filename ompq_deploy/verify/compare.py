@@ -187,8 +187,9 @@ def _from_storage(codes: NDArray[Any], grid: Grid) -> NDArray[np.int32]:
 
 
 def _relative_difference(pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> float:
-    ours = np.concatenate([np.asarray(pair[0], np.float64).ravel() for pair in pairs])
-    theirs = np.concatenate([np.asarray(pair[1], np.float64).ravel() for pair in pairs])
+    """||ours - theirs|| / ||theirs||; ours is taken for zeros where its size differs, as that of NonZero may."""
+    same = [(a if a.shape == b.shape else np.zeros_like(b), b) for a, b in pairs]
+    ours, theirs = (np.concatenate([np.asarray(pair[i], np.float64).ravel() for pair in same]) for i in range(2))
     size = float(np.linalg.norm(theirs))
     distance = float(np.linalg.norm(ours - theirs))
     return distance / size if size else distance

@@ -27,7 +27,7 @@ from ompq_deploy.export.integer.rescale import clamp_codes, requantize, share_sh
 from ompq_deploy.export.integer.rules import Requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph_index import attributes
-from ompq_deploy.groups import Group
+from ompq_deploy.groups import Group, is_clamp
 from ompq_deploy.numerics import along_axis
 
 LARGEST_QUOTIENT = 1 << 16
@@ -47,9 +47,12 @@ class Affine:
 
 def lower_sum(scope: Scope, group: Group) -> IntegerSum:
     """Add of integer tensors and a constant, Relu or Clip after it; or Relu or Clip by itself."""
-    constant = _real(scope, group.constant) if group.constant else 0.0
+    head = group.head
+    if head.op_type == "Clip" and not is_clamp(scope.index, head):
+        raise NotCovered(head, "its bounds are computed")
+    constant = _real(scope, head, group.constant) if group.constant else 0.0
     affine = Affine(inputs=group.reads, factors=(1.0,) * len(group.reads), constant=constant)
-    return affine_sum(scope, affine, group.head.name, group.output, group.low, group.high)
+    return affine_sum(scope, affine, head.name, group.output, group.low, group.high)
 
 
 def lower_arithmetic(scope: Scope, group: Group) -> Operation:
@@ -63,7 +66,7 @@ def lower_arithmetic(scope: Scope, group: Group) -> Operation:
             return _quotient(scope, group)
         affine = Affine(inputs=group.inputs, factors=(1.0, -1.0))
     else:
-        affine = _with_constant(node, group.inputs[0], _real(scope, constants[0]))
+        affine = _with_constant(node, group.inputs[0], _real(scope, node, constants[0]))
     return affine_sum(scope, affine, node.name, group.output)
 
 
@@ -71,7 +74,7 @@ def lower_batch_norm(scope: Scope, group: Group) -> IntegerSum:
     """BatchNormalization that no layer could absorb: (x - mean) gamma / sqrt(var + epsilon) + beta per channel."""
     node = group.head
     rank = len(scope.shape(node))
-    gamma, beta, mean, variance = (along_axis(_real(scope, name), rank - 1, 0) for name in node.input[1:5])
+    gamma, beta, mean, variance = (along_axis(_real(scope, node, name), rank - 1, 0) for name in node.input[1:5])
     factor = gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
     affine = Affine(inputs=group.inputs, factors=(factor,), constant=beta - mean * factor)
     return affine_sum(scope, affine, node.name, group.output)
@@ -87,7 +90,7 @@ def lower_prelu(scope: Scope, group: Group) -> tuple[Operation, ...]:
         for part, ends in zip(parts, ((0.0, math.inf), (-math.inf, 0.0)), strict=True)
     )
     inner = scope.with_grids(dict.fromkeys(parts, grid))
-    affine = Affine(inputs=parts, factors=(1.0, _real(scope, node.input[1])))
+    affine = Affine(inputs=parts, factors=(1.0, _real(scope, node, node.input[1])))
     return (*split, affine_sum(inner, affine, node.name, group.output))
 
 
@@ -202,5 +205,8 @@ def _quotient(scope: Scope, group: Group) -> IntegerQuotient:
     )
 
 
-def _real(scope: Scope, constant: str) -> Float64:
+def _real(scope: Scope, node: onnx.NodeProto, constant: str) -> Float64:
+    """A constant that a node reads. Raises NotCovered where it is none."""
+    if not scope.index.is_constant(constant):
+        raise NotCovered(node, "its parameters are computed")
     return scope.index.constant(constant).astype(np.float64)

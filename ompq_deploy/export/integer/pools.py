@@ -82,13 +82,13 @@ def lower_reduced_extreme(scope: Scope, group: Group) -> tuple[Operation, ...]:
 def reduced_axes(scope: Scope, group: Group, rank: int) -> tuple[int, ...]:
     """The axes that a reduction goes over, in order."""
     node = group.head
-    if len(node.input) < 2 or not node.input[1]:
-        if attributes(node).get("noop_with_empty_axes", 0):
-            raise NotCovered(node, "it reduces no axis")
-        return tuple(range(rank))
-    if not scope.index.is_constant(node.input[1]):
+    name = node.input[1] if len(node.input) > 1 else ""
+    if name and not scope.index.is_constant(name):
         raise NotCovered(node, "its axes are not constant")
-    return tuple(sorted(int(axis) % rank for axis in scope.index.constant(node.input[1]).reshape(-1)))
+    axes = scope.index.constant(name).reshape(-1).tolist() if name else []
+    if not axes and attributes(node).get("noop_with_empty_axes", 0):
+        raise NotCovered(node, "it reduces no axis")
+    return tuple(sorted(axis % rank for axis in axes or range(rank)))
 
 
 def _counts(scope: Scope, group: Group, window: Window) -> Int64:
