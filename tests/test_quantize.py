@@ -86,6 +86,43 @@ def test_bias_correction_removes_the_mean_error_of_each_class(residual_model: Pa
     assert errors[True] < errors[False]
 
 
+def corrected_layers(path: Path) -> set[str]:
+    """The layers whose bias the effort quick moves by the mean error of their inputs."""
+    graph, _, captured = prepared(path)
+    plain, moved = (
+        quantize(graph, captured, uniform_plan(graph, 3), QuantizeSettings(effort="quick", bias_correction=on)).layers
+        for on in (False, True)
+    )
+    return {
+        b.layer.name
+        for a, b in zip(plain, moved, strict=True)
+        if any((b.biases[n] != a.biases[n]).any() for n in a.biases)
+    }
+
+
+def test_a_bias_takes_the_means_of_what_its_layer_reads(residual_model: Path) -> None:
+    assert corrected_layers(residual_model) == {layer.name for layer in prepare(residual_model).layers}
+
+
+@pytest.mark.parametrize("moved", ["Reshape", "Transpose"])
+def test_means_per_token_are_not_taken_for_means_per_channel(moved: str, tmp_path: Path) -> None:
+    """As many tokens as channels, so that sizes alone do not tell one from the other."""
+    g = models.GraphBuilder()
+    x = g.gemm(g.node("Reshape", ["x", g.constant(np.array([-1, 6]), "rows")], "flat"), "first", 6, 6)
+    tokens = g.node("Reshape", [x, g.constant(np.array([-1, 6, 6]), "tokens")], "apart")
+    shifted = g.node(
+        "Add", [tokens, g.constant(g.random.standard_normal((6, 1)).astype(np.float32), "shift")], "shifted"
+    )
+    if moved == "Reshape":
+        last = g.gemm(g.node("Reshape", [shifted, "rows"], "together"), "last", 6, 5)
+    else:
+        kernel = g.constant(g.random.standard_normal((5, 6, 1)).astype(np.float32), "last_weight")
+        bias = g.constant(np.ones(5, np.float32), "last_bias")
+        last = g.node("Conv", [g.node("Transpose", [shifted], "turned", perm=[0, 2, 1]), kernel, bias], "last")
+    path = models.save(g.model(["N", 6, 6], last, ["M", 5] if moved == "Reshape" else ["N", 5, 6]), tmp_path / "m.onnx")
+    assert "last" not in corrected_layers(path)
+
+
 def test_a_dead_channel_keeps_its_bias(tmp_path: Path) -> None:
     model = models.residual_network()
     stored = {tensor.name: tensor for tensor in model.graph.initializer}

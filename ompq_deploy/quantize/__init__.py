@@ -26,7 +26,7 @@ from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.numerics import along_axis
 from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize.activations import METHODS, activation_grids
-from ompq_deploy.quantize.bias_correction import mean_output_error
+from ompq_deploy.quantize.bias_correction import mean_output_error, reads_channels_of
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
@@ -203,7 +203,9 @@ def _corrected(
         root = layer_grid(index, graph.activations, tensor)
         means = capture.means.get(root)
         if means is None or means.size != _input_channels(layer):
-            continue  # the layer reads a rearranged tensor, whose channel means were not captured
+            continue
+        if not reads_channels_of(index, graph.layers, layer, tensor, root):
+            continue
         strides = tuple(attributes(index.nodes[name]).get("strides", ()))
         shift = mean_output_error(layer, error, means, strides)
         corrected[name] = (biases.get(name, np.float32(0)) - shift).astype(np.float32)

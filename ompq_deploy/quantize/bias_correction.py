@@ -9,12 +9,43 @@ mean is taken over all positions of the unpadded input.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Layer
+from ompq_deploy.graph_index import GraphIndex
 
 Float64 = NDArray[np.float64]
+PRODUCTS = ("Gemm", "MatMul")
+WITHIN_CHANNELS = frozenset(("GlobalMaxPool", "Identity", "MaxPool", "Pad"))
+RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+UNKNOWN = (None, None, None)
+
+
+def reads_channels_of(index: GraphIndex, layers: Iterable[Layer], layer: Layer, tensor: str, root: str) -> bool:
+    """Whether the channels of `tensor`, which a layer reads, are those that `Capture.means` has of `root`, from which
+    its values were moved: on the last axis where a Gemm or MatMul layer reads `root` itself, else on axis 1."""
+    last = any(root in other.inputs for other in layers if other.op in PRODUCTS)
+    return (-1 if layer.op in PRODUCTS else 1) in _axes(index, tensor, root, -1 if last else 1)
+
+
+def _axes(index: GraphIndex, tensor: str, root: str, axis: int) -> set[int]:
+    """Where the channels that lie on `axis` of `root` lie on a tensor made of its values: 1, -1, both or nowhere."""
+    shape = index.shapes.get(tensor, UNKNOWN)
+    if tensor == root:
+        return {1, -1} if len(shape) == 2 else {axis}
+    node = index.producer[tensor]
+    source = index.shapes.get(node.input[0], UNKNOWN)
+    axes = _axes(index, node.input[0], root, axis)
+    if node.op_type in WITHIN_CHANNELS:
+        return axes & {1}
+    if node.op_type not in RESHAPES or not axes:
+        return set()
+    if None not in source[1:] and sum(size != 1 for size in source[1:]) <= 1:
+        return {1, -1}
+    return axes & {-1} if source[-1:] == shape[-1:] != (None,) else set()
 
 
 def mean_output_error(layer: Layer, error: NDArray, input_means: Float64, strides: tuple[int, ...] = ()) -> Float64:
