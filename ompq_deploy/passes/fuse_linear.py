@@ -70,7 +70,6 @@ RULES = (
     common.fuse_pad_into_conv_rule,
     _MatMulAdd.rule(),
     common.successive_relu_rule,
-    common.successive_clip_rule,
     common.no_op_cast_rule,
     common.no_op_transpose_rule,
     common.transpose_transpose_rule,
