@@ -95,7 +95,7 @@ def _taps(scope: Scope, node: onnx.NodeProto) -> dict[int, Taps]:
         raise NotCovered(node, "its sizes are not known")
     scales = _scales(scope, node, len(shape))
     found: dict[int, Taps] = {}
-    if shape == result:
+    if shape == result and None not in shape[1:]:
         return found  # onnxruntime copies, whatever the scales
     for axis, (size, length) in enumerate(zip(shape, result, strict=True)):
         if size == length and scales.get(axis, 1.0) == 1.0 and (size or axis in scales or axis == BATCH):
