@@ -6,9 +6,10 @@ A group is what an integer kernel computes in one go:
 
 Only a group's last tensor is put on a grid, so that Conv + Add + Relu can fuse. Going from the outputs to the
 inputs, a tensor must be integer when a layer reads it, or when an operator with integer semantics reads it
-whose own result must be integer. Operators that only move values hand the request to their input and share its
-grid, but where a layer reads what they took from a constant, rows of a table say. Everything else stays in floating
-point.
+whose own result must be integer. Of a tensor that others read too a mean does not ask that: in a squeeze-and-excite
+block the product would be rounded after one of its factors was. Nor does the sum with a constant. Operators that only
+move values hand the request to their input and share its grid, but where a layer reads what they took from a constant,
+rows of a table say. Everything else stays in floating point.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MOVES_VALUES = frozenset(
     ("MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Split",
      "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Identity")
 )  # fmt: skip
-RESCALES = frozenset(("Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"))
+MEANS = frozenset(("GlobalAveragePool", "ReduceMean"))
+RESCALES = frozenset(("Concat", "AveragePool", *MEANS))
 CLAMPS = frozenset(("Relu", "Clip"))
 
 
@@ -131,9 +133,11 @@ def _operands(index: GraphIndex, node: onnx.NodeProto, layer_nodes: set[str]) ->
     if node.op_type == "Add":
         operands = index.activation_inputs(node)
         if len(operands) == 1:
-            return [] if _is_accumulator(index, node.output[0], layer_nodes) else operands
+            return []
         fused = residual_operand(index, node, layer_nodes)
         return [fused[1]] if fused else operands
+    if node.op_type in MEANS and index.only_consumer(node.input[0]) is None:
+        return []
     if node.op_type in RESCALES and not _averages_in_float(node):
         return index.activation_inputs(node)
     return []

@@ -120,3 +120,24 @@ def test_samples_beyond_the_range_do_not_wrap(tmp_path: Path) -> None:
     quantized = quantize_graph(silu_network(tmp_path / "m.onnx"))
     large = {"x": 50 * inputs(quantized.graph, 2)["x"]}
     assert_equal_to_reference(lower(quantized), large)
+
+
+def test_what_a_gate_multiplies_is_rounded_once(tmp_path: Path) -> None:
+    """The mean in a squeeze-and-excite block reads its tensor as it is; the product alone gets 8 bits."""
+    g = models.GraphBuilder()
+    x = g.node("HardSwish", [g.conv("x", "first", 3, 8)], "act")
+    gate = g.node("HardSigmoid", [g.conv(g.node("GlobalAveragePool", [x], "mean"), "squeeze", 8, 8, 1)], "gate")
+    y = g.conv(g.node("Mul", [x, gate], "gated"), "last", 8, 2)
+    graph = prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 2, 8, 8]), tmp_path / "m.onnx"))
+    assert graph.activations == ("x", "mean_out", "gated_out")
+    assert graph.wide == ("first_out", "act_out", "squeeze_out", "gate_out")
+
+
+def test_a_constant_behind_a_function_is_part_of_it(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    two, one = g.constant(np.float32(2), "two"), g.constant(np.float32(1), "one")
+    y = g.node("Mul", [g.node("HardSwish", [g.conv("x", "first", 3, 8)], "act"), two], "scaled")
+    y = g.conv(g.node("Add", [y, one], "moved"), "last", 8, 2)
+    graph = prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 2, 8, 8]), tmp_path / "m.onnx"))
+    assert graph.activations == ("x", "moved_out")
+    assert graph.wide == ("first_out",)
