@@ -46,11 +46,17 @@ def _clip(x: Reals, low: Any = None, high: Any = None) -> Reals:
 
 PLAIN: dict[str, Callable[..., Reals]] = {
     "Abs": np.abs,
+    "Acos": np.arccos,
+    "Acosh": np.arccosh,
     "Add": np.add,
+    "Asin": np.arcsin,
+    "Asinh": np.arcsinh,
     "Atan": np.arctan,
+    "Atanh": np.arctanh,
     "Ceil": np.ceil,
     "Clip": _clip,
     "Cos": np.cos,
+    "Cosh": np.cosh,
     "Div": np.divide,
     "Erf": _erf,
     "Exp": np.exp,
@@ -71,10 +77,12 @@ PLAIN: dict[str, Callable[..., Reals]] = {
     "Sigmoid": _sigmoid,
     "Sign": np.sign,
     "Sin": np.sin,
+    "Sinh": np.sinh,
     "Softplus": _softplus,
     "Softsign": lambda x: x / (1 + np.abs(x)),
     "Sqrt": np.sqrt,
     "Sub": np.subtract,
+    "Tan": np.tan,
     "Tanh": np.tanh,
 }
 WITH_SETTINGS: dict[str, tuple[Callable[..., Reals], dict[str, Any]]] = {
@@ -86,6 +94,10 @@ WITH_SETTINGS: dict[str, tuple[Callable[..., Reals], dict[str, Any]]] = {
     "Selu": (
         lambda x, alpha, gamma: gamma * _elu(x, alpha),
         {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805},
+    ),
+    "Shrink": (
+        lambda x, lambd, bias: np.where(x < -lambd, x + bias, np.where(x > lambd, x - bias, 0)),
+        {"lambd": 0.5, "bias": 0.0},
     ),
     "Swish": (lambda x, alpha: x * _sigmoid(alpha * x), {"alpha": 1.0}),
     "ThresholdedRelu": (lambda x, alpha: np.where(x > alpha, x, 0), {"alpha": 1.0}),

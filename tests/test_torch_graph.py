@@ -16,6 +16,7 @@ from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BackendMissing
 from ompq_deploy.prepare import prepare
+from ompq_deploy.real_functions import ELEMENTWISE, apply
 from tests.quantized import inputs
 
 TOLERANCE = 1e-4
@@ -231,3 +232,27 @@ def test_an_operator_it_does_not_know_is_named(residual_model: Path) -> None:
     with pytest.raises(BackendMissing, match="no operator NonZero") as caught:
         torch_graph.load(bare(helper.make_model(graph)), "the test")
     assert caught.value.where == "node strange"
+
+
+FUNCTION_SETTINGS: dict[str, dict[str, Any]] = {
+    "Celu": {"alpha": 0.7},
+    "Elu": {"alpha": 1.5},
+    "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
+    "Selu": {"alpha": 1.2, "gamma": 0.8},
+    "Shrink": {"lambd": 0.7, "bias": 0.2},
+    "Swish": {"alpha": 1.5},
+}
+
+
+@pytest.mark.parametrize("op", sorted(ELEMENTWISE))
+def test_every_function_that_becomes_a_table_has_a_torch_form(op: str) -> None:
+    torch = pytest.importorskip("torch")
+    from ompq_deploy.torch_graph.elementwise import OPERATORS
+
+    x = np.linspace(-0.9, 0.9, 41)
+    if op in ("Acosh", "Log", "Pow", "Reciprocal", "Sqrt"):
+        x = np.abs(x) + 1.01
+    others = [np.array(1.7)] if op in ("Add", "Div", "Max", "Min", "Mul", "Pow", "PRelu", "Sub") else []
+    settings = FUNCTION_SETTINGS.get(op, {})
+    ours = OPERATORS[op](*(torch.from_numpy(value) for value in (x, *others)), **settings)
+    np.testing.assert_allclose(ours.numpy(), apply(op, [x, *others], settings), rtol=1e-6, atol=1e-6)

@@ -117,8 +117,12 @@ def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return F.celu(x, alpha)
 
 
-def selu(x: Tensor, **_: Any) -> Tensor:
-    return F.selu(x)
+def selu(x: Tensor, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> Tensor:
+    return gamma * F.elu(x, alpha)
+
+
+def shrink(x: Tensor, *, lambd: float = 0.5, bias: float = 0.0) -> Tensor:
+    return torch.where(x.abs() > lambd, x - bias * torch.sign(x), torch.zeros_like(x))
 
 
 def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
@@ -139,14 +143,21 @@ def dropout(x: Tensor, *_: Tensor | None, **__: Any) -> Sequence[Tensor]:
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
     "Add": torch.add,
     "And": torch.logical_and,
     "ArgMax": argmax,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
     "Cast": cast,
     "Ceil": torch.ceil,
     "Celu": celu,
     "Clip": clip,
     "Cos": torch.cos,
+    "Cosh": torch.cosh,
     "CumSum": cumsum,
     "Div": div,
     "Dropout": dropout,
@@ -194,7 +205,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Selu": selu,
     "Sigmoid": torch.sigmoid,
     "Sign": torch.sign,
+    "Shrink": shrink,
     "Sin": torch.sin,
+    "Sinh": torch.sinh,
     "Softmax": softmax,
     "Softplus": F.softplus,
     "Softsign": F.softsign,
@@ -202,6 +215,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Sub": torch.sub,
     "Sum": folder(torch.add),
     "Swish": swish,
+    "Tan": torch.tan,
     "Tanh": torch.tanh,
     "ThresholdedRelu": thresholded_relu,
     "Where": torch.where,
