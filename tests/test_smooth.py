@@ -99,6 +99,27 @@ def test_the_network_computes_what_it_did(read: Build, tmp_path: Path) -> None:
     np.testing.assert_allclose(now, before, atol=1e-5 * np.abs(before).max())
 
 
+@pytest.mark.parametrize("activation", ["", "Relu", "LeakyRelu"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_layers_weights_take_the_factors_of_what_it_makes(activation: str, biased: bool, tmp_path: Path) -> None:
+    g = GraphBuilder(1)
+    weight = (g.random.standard_normal((8, 3, 3, 3)) * UNEVEN.reshape(-1, 1, 1, 1)).astype(np.float32)
+    bias = [g.constant((g.random.standard_normal(8) * UNEVEN).astype(np.float32), "bias")] if biased else []
+    x = g.node("Conv", ["x", g.constant(weight, "first_weight"), *bias], "first", pads=[1] * 4)
+    x = g.node(activation, [x], "active") if activation else x
+    y = dense(g, x)
+    graph = prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 6, None, None]), tmp_path / "m.onnx"))
+    samples = noise_samples(graph, 8)
+    smoothing = found_on(graph, samples)
+    assert list(smoothing) == [x]
+    after = rewritten(graph, smooth(graph, smoothing))
+    assert [node.op_type for node in after.model.graph.node] == [node.op_type for node in graph.model.graph.node]
+    (before,), (now,) = (run_model(g.model, g.output_names, samples, None) for g in (graph, after))
+    np.testing.assert_allclose(now, before, atol=1e-5 * np.abs(before).max())
+    ranges = [channel_ranges(of, {x: -3}, samples)[x] for of in (graph, after)]
+    np.testing.assert_allclose(ranges[1], ranges[0] * np.exp2(-np.array(smoothing[x], np.float64)), rtol=1e-5)
+
+
 def test_ranges_are_those_of_the_channels(tmp_path: Path) -> None:
     graph = prepare(models.save(network(dense), tmp_path / "m.onnx"))
     samples = noise_samples(graph, 40)

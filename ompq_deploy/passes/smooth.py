@@ -13,7 +13,9 @@ A channel is off by its step d_c, or, where that is coarse, by all that it holds
 
     sqrt( sum_c |W_c|^2 min(d_c, 2 r_c)^2 )      d_c = 2^k_c max_j (r_j 2^-k_j) / 255      up to a constant
 
-An activation is smoothed where this falls by `LEAST_GAIN`, since the multiplication stays in the network.
+Where a layer makes the activation, alone or through a Relu, its weights take the factors: each channel has a scale of
+its own there, so that they cost nothing. Elsewhere a multiplication stays in the network. An activation is smoothed
+where the above falls by `LEAST_FREE_GAIN` or `LEAST_GAIN`.
 """
 
 from __future__ import annotations
@@ -27,10 +29,18 @@ from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph
 from ompq_deploy.graph_index import GraphIndex, attributes
-from ompq_deploy.passes.equalize import activation_axis, alone, by_input, input_ranges, scale_inputs
+from ompq_deploy.passes.equalize import (
+    HOMOGENEOUS,
+    activation_axis,
+    alone,
+    by_input,
+    input_ranges,
+    scale_inputs,
+    scale_outputs,
+)
 
 LEVELS = 255
-LEAST_GAIN = 4.0
+LEAST_GAIN, LEAST_FREE_GAIN = 4.0, 1.5
 SMALLEST = -6
 """Least k: a channel that calibration hardly saw may be larger on other samples, and the integer-only model, which has
 x on a grid of 16 bits, keeps 10 of them. YOLOX-nano's heads are 57 % off on average at -4, 39 % at -6, 42 % at -8."""
@@ -41,16 +51,21 @@ Smoothing = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An activation, the layers that read it, and its axis of channels, from the end."""
+    """An activation, the layers that read it, and its axis of channels, from the end.
+
+    `maker` is the layer whose weights can take the factors, None where a multiplication has to.
+    """
 
     tensor: str
     readers: tuple[Layer, ...]
     axis: int
+    maker: Layer | None
 
 
 def candidates(graph: PreparedGraph) -> list[Candidate]:
     """Activations that nodes make and layers alone read, all of which can take factors into their weights."""
     index = GraphIndex(graph.model)
+    makers = {layer.name: layer for layer in graph.layers if alone(index, layer)}
     reading: dict[str, list[Layer]] = {}
     for layer in graph.layers:
         for tensor in set(layer.inputs):
@@ -60,7 +75,10 @@ def candidates(graph: PreparedGraph) -> list[Candidate]:
         axes = {activation_axis(layer) for layer in layers}
         alike = len(axes) == 1 and all(_takes_factors(index, layer) for layer in layers)
         if alike and _read_by_layers_alone(index, tensor, layers):
-            found.append(Candidate(tensor=tensor, readers=tuple(layers), axis=axes.pop()))
+            maker = makers.get(_maker(index, tensor))
+            axis = axes.pop()
+            takes = maker is not None and activation_axis(maker) == axis
+            found.append(Candidate(tensor=tensor, readers=tuple(layers), axis=axis, maker=maker if takes else None))
     return found
 
 
@@ -76,13 +94,14 @@ def find_smoothing(
             continue
         k = _exponents(candidate, weights, r)
         before, after = (_noise(candidate, weights, r, exponents) for exponents in (np.zeros_like(k), k))
-        if before >= LEAST_GAIN * after > 0:
+        if before >= (LEAST_FREE_GAIN if candidate.maker else LEAST_GAIN) * after > 0:
             found[candidate.tensor] = k.astype(int).tolist()
     return found
 
 
 def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
-    """The model with the activations multiplied in front of the layers that read them, and the weights divided."""
+    """The model with the activations multiplied where they are made or in front of the layers that read them, and the
+    readers' weights divided."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     index, weights = GraphIndex(model), graph.layer_weights()
@@ -91,22 +110,44 @@ def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
         if candidate.tensor not in smoothing:
             continue
         k = np.array(smoothing[candidate.tensor], np.float64)
-        name, factor = f"{candidate.tensor}_smooth", f"{candidate.tensor}_smoothing"
-        shape = (-1,) + (1,) * (-1 - candidate.axis)
-        model.graph.initializer.append(numpy_helper.from_array(np.exp2(-k).astype(np.float32).reshape(shape), factor))
-        factors.append(helper.make_node("Mul", [candidate.tensor, factor], [name], name=name))
-        if candidate.tensor in index.values:
-            value = model.graph.value_info.add()
-            value.CopyFrom(index.values[candidate.tensor])
-            value.name = name
         for layer in candidate.readers:
-            index.nodes[layer.name].input[0] = name
-            scaled = scale_inputs(layer, weights[layer.name], np.exp2(k))
-            index.initializers[layer.weight].CopyFrom(numpy_helper.from_array(scaled, layer.weight))
+            weights[layer.name] = scale_inputs(layer, weights[layer.name], np.exp2(k))
+        if candidate.maker is None:
+            factors.append(_multiplied(model, index, candidate, np.exp2(-k)))
+        else:
+            maker = candidate.maker
+            weights[maker.name] = scale_outputs(maker, weights[maker.name], np.exp2(-k))
+            for bias in filter(None, index.nodes[maker.name].input[2:]):
+                scaled = (index.constant(bias) * np.exp2(-k)).astype(np.float32)
+                index.initializers[bias].CopyFrom(numpy_helper.from_array(scaled, bias))
+    for layer in graph.layers:
+        index.initializers[layer.weight].CopyFrom(numpy_helper.from_array(weights[layer.name], layer.weight))
     for node in factors:
         producer = next(i for i, other in enumerate(model.graph.node) if node.input[0] in other.output)
         model.graph.node.insert(producer + 1, node)
     return model
+
+
+def _multiplied(model: onnx.ModelProto, index: GraphIndex, candidate: Candidate, factors: Float64) -> onnx.NodeProto:
+    """A Mul of an activation, still to be put into the graph, which its readers read from now on."""
+    name, factor = f"{candidate.tensor}_smooth", f"{candidate.tensor}_smoothing"
+    shape = (-1,) + (1,) * (-1 - candidate.axis)
+    model.graph.initializer.append(numpy_helper.from_array(factors.astype(np.float32).reshape(shape), factor))
+    if candidate.tensor in index.values:
+        value = model.graph.value_info.add()
+        value.CopyFrom(index.values[candidate.tensor])
+        value.name = name
+    for layer in candidate.readers:
+        index.nodes[layer.name].input[0] = name
+    return helper.make_node("Mul", [candidate.tensor, factor], [name], name=name)
+
+
+def _maker(index: GraphIndex, tensor: str) -> str:
+    """The node whose output times a positive factor is the activation times it."""
+    node = index.producer[tensor]
+    passes_on = node.op_type in HOMOGENEOUS and index.only_consumer(node.input[0]) is node
+    before = index.producer.get(node.input[0]) if passes_on else None
+    return node.name if before is None else before.name
 
 
 def _read_by_layers_alone(index: GraphIndex, tensor: str, layers: Sequence[Layer]) -> bool:
