@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -13,6 +14,7 @@ from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import OmpqError
 from ompq_deploy.prepare import prepare
 from ompq_deploy.runner import ORT_FAILURES, start, with_weights
+from tests import models
 from tests.quantized import inputs
 
 
@@ -23,6 +25,17 @@ def test_another_function_is_refused(residual_model: Path) -> None:
     moved = {"main1": 1.2 * graph.layer_weights()["main1"]}
     with pytest.raises(OmpqError, match="computes another 'y'"):
         refuse_other_function(replace(graph, model=with_weights(graph, moved)), samples)
+
+
+def test_a_network_that_selects_is_not_judged(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    scores = g.gemm("x", "fc", 4, 6)
+    g.nodes.append(
+        onnx.helper.make_node("TopK", [scores, g.constant(np.array([2]), "k")], ["best", "places"], name="top")
+    )
+    graph = prepare(models.save(g.model(["N", 4], "best", ["N", 2]), tmp_path / "m.onnx"))
+    moved = replace(graph, model=with_weights(graph, {"fc": -graph.layer_weights()["fc"]}))
+    refuse_other_function(moved, Samples(inputs=inputs(graph), labels=None, source="test", sha256=""))
 
 
 def test_a_file_that_does_not_run_says_nothing(residual_model: Path) -> None:
