@@ -301,14 +301,14 @@ class QuantizedLayer:
     """A layer's integers: value = scale * code, `codes` int8 in the weight's shape, within `bits` bits.
 
     `scale` is float32 (C,) along `layer.channel_axis`. `biases` holds, for each node of the layer that has
-    one (all of them after bias correction), a float32 bias per output channel.
+    one (all of them after bias correction), a bias per output channel, float32, or float64 where read from a file.
     """
 
     layer: Layer
     bits: int
     codes: NDArray[np.int8]
     scale: Float32
-    biases: Mapping[str, Float32]
+    biases: Mapping[str, Float32 | Float64]
 
     def bias_scale(self, activation_scale: float) -> Float32:
         """The grid of the int32 bias and of the accumulator, activation_scale * scale, one per output channel."""

@@ -32,7 +32,7 @@ from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerProgram
 from ompq_deploy.export.qdq import qdq_model
-from ompq_deploy.export.qdq_reader import read_qdq
+from ompq_deploy.export.qdq_reader import as_stored, read_qdq
 from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
@@ -314,7 +314,8 @@ def _write_models(
         path = out.write_model(QDQ_FILE, models["qdq"])
         out.write_json(GRIDS_FILE, grids_document(quantized))
         planned.document["achieved"]["file_bytes"] = path.stat().st_size
-        planned.document["integers"] = layer_digests(read_qdq(models["qdq"], planned.graph, planned.plan))
+        quantized = as_stored(quantized, models["qdq"], planned.plan)
+        planned.document["integers"] = layer_digests(quantized)
         hold_budget(planned.plan, path.stat().st_size)
         program = _integer_program(quantized, settings, results)
         if program is not None:

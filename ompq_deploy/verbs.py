@@ -16,7 +16,7 @@ from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import DYADIC
 from ompq_deploy.export.qdq import qdq_model
-from ompq_deploy.export.qdq_reader import read_qdq
+from ompq_deploy.export.qdq_reader import as_stored, read_qdq
 from ompq_deploy.export.tensorrt.backend import BACKENDS, Backend, find_backend, no_backend_note, probe
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
@@ -134,7 +134,8 @@ def write_models(
         with watch.stage("export"):
             qdq = qdq_model(quantized)
             out.write_json(GRIDS_FILE, grids_document(quantized))
-            document["integers"] = layer_digests(read_qdq(qdq, graph, plan))
+            quantized = as_stored(quantized, qdq, plan)
+            document["integers"] = layer_digests(quantized)
             if {"auto", "onnx"} & set(targets):
                 path = out.write_model(QDQ_FILE, qdq)
                 document["achieved"]["file_bytes"] = path.stat().st_size

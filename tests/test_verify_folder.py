@@ -507,3 +507,16 @@ def test_one_weight_flipped_in_the_engine(with_engine: Path, tmp_path: Path, ver
     code, document = verify(folder)
     assert code == 1
     assert failed(document) == {"engine": "fc"}
+
+
+def test_a_bias_and_a_constant_behind_it_are_added_as_they_are_stored(verify: Verify, tmp_path: Path) -> None:
+    """The file holds the bias on its grid, so that the integers are made from that and not from what it was before."""
+    g = models.GraphBuilder()
+    added = g.constant(g.random.standard_normal((1, 32, 1, 1)).astype(np.float32), "added")
+    y = g.conv(g.node("Relu", [g.node("Add", [g.conv("x", "first", 3, 32), added], "sum")], "relu"), "last", 32, 2)
+    model = models.save(g.model(["N", 3, 8, 8], y, ["N", 2, 8, 8]), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32))
+    settings = PlanSettings(size="400%", calib=tmp_path / "x.npz", quantize=QuantizeSettings(effort="quick"), threads=1)
+    pipeline.deploy(model, DeploySettings(plan=settings, out=tmp_path / "out", targets=("onnx", "integer")))
+    code, document = verify(tmp_path / "out")
+    assert code == 0, document["checks"]

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ompq_deploy.artifacts import BitPlan, Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
+from ompq_deploy.artifacts import BitPlan, Float64, Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.export.storage import needs_function, store_codes
@@ -57,6 +57,11 @@ def read_qdq(model: onnx.ModelProto, graph: PreparedGraph, plan: BitPlan) -> Qua
     return QuantizedGraph(graph=graph, layers=tuple(layers), grids=grids)
 
 
+def as_stored(quantized: QuantizedGraph, model: onnx.ModelProto, plan: BitPlan) -> QuantizedGraph:
+    """The same with the layers as `model`, its Q/DQ file, holds them: their biases are whole steps of a grid there."""
+    return replace(quantized, layers=read_qdq(model, quantized.graph, plan).layers)
+
+
 def _check_stored(layer: Layer, bits: int, tensor: onnx.TensorProto) -> None:
     """Raise BadInput where a weight is not stored as the plan's width and the model's shape ask for."""
     expected = store_codes(np.zeros(layer.shape, np.int8), bits, tensor.name)[0][0]
@@ -68,6 +73,6 @@ def _check_stored(layer: Layer, bits: int, tensor: onnx.TensorProto) -> None:
         )
 
 
-def _real_bias(stored: NDArray, scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A bias as float32: int32 codes times their scale, or what the Add behind a MatMul holds."""
-    return (stored * scale).astype(np.float32) if stored.dtype == np.int32 else stored
+def _real_bias(stored: NDArray, scale: NDArray[np.float32]) -> Float64 | NDArray[np.float32]:
+    """A bias: int32 codes times their scale in float64, which tells them all, or what the Add behind a MatMul holds."""
+    return stored * scale.astype(np.float64) if stored.dtype == np.int32 else stored
