@@ -16,7 +16,7 @@ from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.passes.smooth import candidates, smooth
 from ompq_deploy.prepare import prepare
 from ompq_deploy.verify import verify
-from ompq_deploy.verify.rounding import Rounded, rounded_before
+from ompq_deploy.verify.rounding import Rounded, most_by_chance, rounded_before
 from ompq_deploy.verify.verdict import Verdict
 from tests import models
 from tests.quantized import inputs, quantize_graph
@@ -78,3 +78,10 @@ def test_half_a_step_more_is_not_allowed(finest: int, tmp_path: Path) -> None:
 
 def test_without_wide_grids_nothing_is_allowed(residual_model: Path) -> None:
     assert set(rounded_before(lower(quantize_graph(residual_model))).values()) == {Rounded()}
+
+
+def test_few_integers_may_differ_by_chance() -> None:
+    """Where a hundredth differs, two of sixty soon do; of a million it is a hundredth."""
+    assert 2 <= 60 * most_by_chance(0.01, 60) < 3
+    assert most_by_chance(0.01, 10**6) == pytest.approx(0.01, rel=0.05)
+    assert most_by_chance(0.0, 60) == 0.0

@@ -26,7 +26,7 @@ from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.runner import ORT_FAILURES, returning, start
 from ompq_deploy.simulator import ProgramRun, run_program
 from ompq_deploy.verify.endings import EndingTally, compared_endings, endings_check
-from ompq_deploy.verify.rounding import Rounded, rounded_before
+from ompq_deploy.verify.rounding import Rounded, most_by_chance, rounded_before
 from ompq_deploy.verify.tally import Tally, exact_share
 from ompq_deploy.verify.verdict import Check, Departure, LayerVerdict, Verdict
 
@@ -127,9 +127,9 @@ def _deviation(program: IntegerProgram, tallies: Mapping[str, Tally]) -> Departu
     allowed = {name: rounded.get(name, Rounded()) for name in tallies}
     elements = sum(tally.count for tally in tallies.values())
     expected = sum(allowed[name].mean * tally.count for name, tally in tallies.items()) / max(elements, 1)
-    many = 1 - exact_share(tallies.values()) > MAX_DIFFERENT + expected
+    many = 1 - exact_share(tallies.values()) > most_by_chance(MAX_DIFFERENT + expected, elements)
     for name, tally in tallies.items():
-        too_many = many and 1 - tally.exact > MAX_DIFFERENT + allowed[name].mean
+        too_many = many and 1 - tally.exact > most_by_chance(MAX_DIFFERENT + allowed[name].mean, tally.count)
         if tally.steps > allowed[name].steps or too_many:
             return Departure(layer=layers.get(name, name), tensor=name)
     return None

@@ -40,6 +40,11 @@ class Rounded:
         return max(1, math.ceil(self.most))
 
 
+def most_by_chance(share: float, elements: int) -> float:
+    """What a share of `elements` may come to by chance, at three standard deviations of a Poisson count."""
+    return share + 3 * math.sqrt(share / max(elements, 1))
+
+
 def rounded_before(program: IntegerProgram) -> dict[str, Rounded]:
     """Of every tensor that the operations of `program` put on a grid."""
     found: dict[str, Rounded] = {}
