@@ -55,12 +55,8 @@ def place_activations(index: GraphIndex, layers: Iterable[Layer]) -> tuple[str, 
 
 def grid_tensor(index: GraphIndex, activations: Container[str], tensor: str) -> str | None:
     """The tensor of `activations` whose grid `tensor` lies on, seen through value-moving operators, or None."""
-    while tensor not in activations:
-        node = index.producer.get(tensor)
-        if node is None or not moves_values(index, node):
-            return None
-        tensor = node.input[0]
-    return tensor
+    tensor = _moved_from(index, tensor, activations)
+    return tensor if tensor in activations else None
 
 
 def layer_grid(index: GraphIndex, activations: Container[str], tensor: str) -> str:
@@ -70,10 +66,10 @@ def layer_grid(index: GraphIndex, activations: Container[str], tensor: str) -> s
     return grid
 
 
-def _moved_from(index: GraphIndex, tensor: str) -> str:
-    """Where the values of a tensor come from, seen through value-moving operators."""
+def _moved_from(index: GraphIndex, tensor: str, until: Container[str] = ()) -> str:
+    """Where a tensor's values come from, seen through value-moving operators, or the first of `until` on the way."""
     node = index.producer.get(tensor)
-    while node is not None and moves_values(index, node):
+    while tensor not in until and node is not None and moves_values(index, node):
         tensor = node.input[0]
         node = index.producer.get(tensor)
     return tensor

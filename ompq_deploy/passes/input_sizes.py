@@ -33,8 +33,7 @@ def give_sizes(model: onnx.ModelProto, shapes: Sequence[str]) -> None:
 
     Axes that shared a symbol share its size in the outputs too. Raises BadInput for shapes that do not fit the model.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value for value in model.graph.input if value.name not in constants}
+    inputs = _inputs(model)
     sizes: dict[str, int] = {}
     for text in shapes:
         name, dimensions = _read(text, list(inputs))
@@ -52,25 +51,32 @@ def give_sizes(model: onnx.ModelProto, shapes: Sequence[str]) -> None:
 
 def open_axes(model: onnx.ModelProto) -> list[str]:
     """The inputs with symbolic axes besides the first."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [
-        value.name
-        for value in model.graph.input
-        if value.name not in constants
-        and any(not dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim[1:])
-    ]
+    return [name for name, value in _inputs(model).items() if None in _sizes(value)[1:]]
 
 
 def refuse_open_sizes(model: onnx.ModelProto) -> None:
     """Raise BackendMissing where an input has open axes besides the batch: an engine is built for one size."""
     for name in open_axes(model):
-        shape = next(value for value in model.graph.input if value.name == name).type.tensor_type.shape
-        sizes = "x".join(str(dim.dim_value) if dim.HasField("dim_value") else OPEN for dim in shape.dim)
+        sizes = _written(_sizes(_inputs(model)[name]))
         raise BackendMissing(
             f"an engine needs fixed sizes, input {name!r} has open axes besides the batch: {sizes}",
             where=f"input {name}",
             fix=HINT,
         )
+
+
+def _inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """The inputs that a caller must feed, by name; initializers listed as inputs are left out."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {value.name: value for value in model.graph.input if value.name not in constants}
+
+
+def _sizes(value: onnx.ValueInfoProto) -> Dimensions:
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim)
+
+
+def _written(dimensions: Dimensions) -> str:
+    return "x".join(str(size or OPEN) for size in dimensions)
 
 
 def _read(text: str, names: Iterable[str]) -> tuple[str, Dimensions]:
@@ -95,13 +101,13 @@ def _dims(value: onnx.ValueInfoProto, dimensions: Dimensions, text: str) -> Sequ
     shape = value.type.tensor_type.shape
     if not value.type.tensor_type.HasField("shape"):
         shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in dimensions)
-    known = [dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim]
+    known = _sizes(value)
     fits = len(known) == len(dimensions) and all(
         have is None or want in (None, have) for have, want in zip(known, dimensions, strict=True)
     )
     if not fits:
         raise BadInput(
-            f"{text!r} does not fit input {value.name!r}, which is {'x'.join(str(k or OPEN) for k in known)}",
+            f"{text!r} does not fit input {value.name!r}, which is {_written(known)}",
             where=FLAG,
             fix="give every axis, and change none that is fixed in the file",
         )

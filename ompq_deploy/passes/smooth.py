@@ -106,21 +106,24 @@ def smooth(graph: PreparedGraph, smoothing: Smoothing) -> onnx.ModelProto:
     model.CopyFrom(graph.model)
     index, weights = GraphIndex(model), graph.layer_weights()
     factors = []
+    changed: dict[str, Layer] = {}
     for candidate in candidates(graph):
         if candidate.tensor not in smoothing:
             continue
         k = np.array(smoothing[candidate.tensor], np.float64)
         for layer in candidate.readers:
             weights[layer.name] = scale_inputs(layer, weights[layer.name], np.exp2(k))
+            changed[layer.name] = layer
         if candidate.maker is None:
             factors.append(_multiplied(model, index, candidate, np.exp2(-k)))
         else:
             maker = candidate.maker
             weights[maker.name] = scale_outputs(maker, weights[maker.name], np.exp2(-k))
+            changed[maker.name] = maker
             for bias in filter(None, index.nodes[maker.name].input[2:]):
                 scaled = (index.constant(bias) * np.exp2(-k)).astype(np.float32)
                 index.initializers[bias].CopyFrom(numpy_helper.from_array(scaled, bias))
-    for layer in graph.layers:
+    for layer in changed.values():
         index.initializers[layer.weight].CopyFrom(numpy_helper.from_array(weights[layer.name], layer.weight))
     for node in factors:
         producer = next(i for i, other in enumerate(model.graph.node) if node.input[0] in other.output)
