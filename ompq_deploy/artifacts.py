@@ -89,7 +89,7 @@ class PreparedGraph:
     `activations` are the tensors that carry an integer grid, in topological order: every activation that
     reaches a layer, and those that must be integer for residual sums, concatenations and pools between
     layers. `wide` are those that carry one in the integer-only model alone. `batch` is None when the first input axis
-    is symbolic, else its fixed size.
+    is symbolic, else its fixed size. `float_type` is that of the file, the graph is float32.
     """
 
     model: onnx.ModelProto
@@ -99,6 +99,7 @@ class PreparedGraph:
     source: Path
     sha256: str
     float_bytes: int
+    float_type: str = "float32"
     wide: tuple[str, ...] = ()
 
     @property

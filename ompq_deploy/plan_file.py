@@ -21,7 +21,12 @@ def plan_document(
     """The JSON document of a plan. `achieved.file_bytes` is None until the file has been written."""
     return {
         "schema": SCHEMA,
-        "model": {"path": str(graph.source), "sha256": graph.sha256, "fp32_bytes": graph.float_bytes},
+        "model": {
+            "path": str(graph.source),
+            "sha256": graph.sha256,
+            "fp32_bytes": graph.float_bytes,
+            "float_type": graph.float_type,
+        },
         "calibration": {"source": samples.source, "samples": len(samples), "sha256": samples.sha256},
         "budget": {
             "size_bytes": plan.budget.size_bytes,

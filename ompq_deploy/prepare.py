@@ -34,6 +34,7 @@ from ompq_deploy.passes.keep_outputs import keep_outputs
 from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
 from ompq_deploy.passes.old_resize import LAST_WITHOUT, give_coordinates
 from ompq_deploy.passes.own_weights import own_weights
+from ompq_deploy.passes.single_precision import float_type, single_precision
 from ompq_deploy.passes.split_attention import split_attention
 from ompq_deploy.passes.split_einsum import split_einsum
 from ompq_deploy.passes.split_norms import split_norms
@@ -69,13 +70,14 @@ def prepare(path: Path | str, input_shapes: Sequence[str] = ()) -> PreparedGraph
         source=path,
         sha256=model_sha256(path),
         float_bytes=float_bytes,
+        float_type=float_type(original),
     )
     graph = rewritten(bare, model)
     if not graph.layers:
         raise BadInput(
             "the model has no layer to quantize",
             where=str(path),
-            fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are float32 constants",
+            fix="give a network with Conv, ConvTranspose, Gemm or MatMul nodes whose weights are float constants",
         )
     _refuse_infinite_layers(graph)
     return graph
@@ -128,7 +130,7 @@ def load_model(path: Path) -> onnx.ModelProto:
 def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """A new model, opset 21 or its own if later, with constants, BatchNorm, Pad and Identity folded, nodes named.
 
-    Every output is made by a node, and every layer's weight read by that layer alone.
+    Its floats are float32. Every output is made by a node, and every layer's weight read by that layer alone.
     """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model, convert_version=True)
@@ -140,7 +142,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             where=str(path),
             fix=f"export it with opset {OPSET} or lower it to standard operators",
         ) from e
-    graph = ir.from_proto(upgraded)
+    graph = ir.from_proto(single_precision(upgraded))
     ir_passes.RemoveInitializersFromInputsPass()(graph)
     name_nodes(graph)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)

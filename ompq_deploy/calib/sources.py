@@ -108,7 +108,10 @@ def from_files(files: Sequence[Path], inputs: Sequence[InputSpec], preprocess: P
 def from_arrays(
     arrays: Mapping[str, NDArray[Any]], inputs: Sequence[InputSpec], preprocess: Preprocess | None, where: str
 ) -> ImageArray | ReadyArrays:
-    """A source over arrays by input name: uint8 images to preprocess, or tensors that fit the inputs exactly."""
+    """A source over arrays by input name: uint8 images to preprocess, or tensors that fit the inputs.
+
+    float16 and float32 stand in for each other.
+    """
     first = arrays[inputs[0].name]
     if preprocess is None:
         as_images = first.dtype == np.uint8 and not inputs[0].admits(first)
@@ -118,6 +121,7 @@ def from_arrays(
         chosen, how = _image_preprocess(preprocess)
         target = image_input(inputs, chosen.layout)
         return ImageArray(images=_checked_images(first, target, where), target=target, preprocess=chosen, how=how)
+    arrays = {spec.name: _of_float_type(arrays[spec.name], spec) for spec in inputs}
     for spec in inputs:
         if not spec.admits(arrays[spec.name]):
             array = arrays[spec.name]
@@ -130,6 +134,13 @@ def from_arrays(
         lengths = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
         raise BadInput(f"the inputs differ in length ({lengths})", where=where, fix="store one row per sample in each")
     return ReadyArrays(arrays=arrays)
+
+
+def _of_float_type(array: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+    """Half or single precision in that of the input."""
+    return (
+        array.astype(spec.dtype) if {array.dtype, spec.dtype} == {np.dtype(np.float16), np.dtype(np.float32)} else array
+    )
 
 
 def _image_preprocess(preprocess: Preprocess | None) -> tuple[Preprocess, str]:

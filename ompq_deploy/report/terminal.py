@@ -46,6 +46,9 @@ def render(document: Mapping[str, Any]) -> RenderableType:
         parts.append(_remark("yellow", f"metric {document['metric_chosen']}", document["metric_note"]))
     parts.append(_summary_table(document))
     parts += [_heads_table(document["heads"])] if document.get("heads") else []
+    kind = document["model"].get("float_type", "float32")
+    if kind != "float32":
+        parts.append(_remark("yellow", kind, "computed in float32; the models written take and return float32"))
     parts.append(f"calibrated on {document['calibration']['source']}")
     parts += [_remark("yellow", f"skipped {name}", reason) for name, reason in document["skipped"].items()]
     parts += [_remark("red", "failed", f"{failure['what']} ({failure['where']})") for failure in document["failures"]]

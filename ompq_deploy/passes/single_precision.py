@@ -1,0 +1,87 @@
+"""Bring a network of float16 or bfloat16 to float32, which holds all its numbers exactly.
+
+Inputs and outputs become float32 too. A Cast that changes no type, then or in the file, becomes an Identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from ompq_deploy.graph_index import attributes
+
+HALVES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
+"""Attributes of standard operators that name the type of a result."""
+
+
+def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A new model; nothing in it, branches included, is of half precision."""
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    if float_type(model) != "float32":
+        for graph in _graphs(single.graph):
+            _widen(graph)
+    inferred = onnx.shape_inference.infer_shapes(single)
+    for graph, typed in zip(_graphs(single.graph), _graphs(inferred.graph), strict=True):
+        _drop_casts(graph, typed)
+    return single
+
+
+def float_type(model: onnx.ModelProto) -> str:
+    """ "float16" or "bfloat16" where an input, an output, a constant or a Cast of the model is of that type, else
+    "float32"."""
+    found: set[int] = set()
+    for graph in _graphs(model.graph):
+        found.update(tensor.data_type for tensor in graph.initializer)
+        found.update(value.type.tensor_type.elem_type for value in (*graph.input, *graph.output))
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            found.update((attribute.t.data_type, attribute.i if attribute.name in TYPE_ATTRIBUTES else 0))
+    return next((name for kind, name in HALVES.items() if kind in found), "float32")
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all branches below it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def _is_half(attribute: onnx.AttributeProto) -> bool:
+    names_type = attribute.name in TYPE_ATTRIBUTES and attribute.i in HALVES
+    return names_type or attribute.t.data_type in HALVES
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in HALVES:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    del graph.value_info[:]
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if _is_half(attribute) and attribute.type == onnx.AttributeProto.INT:
+            attribute.i = TensorProto.FLOAT
+        elif _is_half(attribute):
+            _widen_tensor(attribute.t)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in HALVES:
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _drop_casts(graph: onnx.GraphProto, typed: onnx.GraphProto) -> None:
+    """`typed` is the graph with what shape inference found."""
+    types = {value.name: value.type.tensor_type.elem_type for value in (*typed.value_info, *typed.input)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Cast" and types.get(node.input[0]) == attributes(node)["to"]:
+            node.op_type = "Identity"
+            del node.attribute[:]
