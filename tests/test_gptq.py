@@ -10,7 +10,6 @@ from ompq_deploy.quantize.gptq import (
     damped,
     descend,
     feedback,
-    least_squares_target,
     output_error,
     refit,
     second_order_codes,
@@ -128,22 +127,9 @@ def test_fewer_samples_than_columns_and_dead_inputs() -> None:
     inputs[1] = 0
     hessian = inputs @ inputs.swapaxes(1, 2) / 10
     weight = random.standard_normal((2, 60, 4))
-    target = least_squares_target(weight, hessian @ weight, hessian, 0.1)
-    np.testing.assert_allclose(target, weight)
-    codes, scale = second_order_codes(target, damped(hessian, 0.01), 4)
+    codes, scale = second_order_codes(weight, damped(hessian, 0.01), 4)
     rounded = best_scale(weight.swapaxes(1, 2).reshape(-1, 60).astype(np.float32), 4).reshape(2, 4)
     found = output_error(weight, codes.astype(float), scale.astype(float), hessian)
     plain = output_error(weight, nearest(weight, rounded, 4), rounded, hessian)
     assert found[0].sum() < 0.2 * plain[0].sum()
     np.testing.assert_array_equal(found[1], 0)
-
-
-def test_the_target_undoes_a_linear_change_of_the_inputs() -> None:
-    random = np.random.default_rng(0)
-    exact = random.standard_normal((1, 12, 500))
-    change = np.eye(12) + 0.1 * random.standard_normal((12, 12))
-    seen = change @ exact
-    weight = random.standard_normal((1, 12, 5))
-    cross = seen @ (weight.swapaxes(1, 2) @ exact).swapaxes(1, 2) / 500
-    target = least_squares_target(weight, cross, seen @ seen.swapaxes(1, 2) / 500, 1e-9)
-    np.testing.assert_allclose(target, np.linalg.solve(change.T, weight[0])[None], rtol=1e-6)

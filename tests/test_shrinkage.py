@@ -67,7 +67,7 @@ def test_probes_stand_for_all_dimensions(monkeypatch: pytest.MonkeyPatch) -> Non
     for count in (24, 200):
         estimated = STEPS.index(chosen(count))
         with monkeypatch.context() as patch:
-            patch.setattr("ompq_deploy.quantize.shrinkage.PROBES", COLUMNS)
+            patch.setattr("ompq_deploy.quantize.cross_validation.PROBES", COLUMNS)
             assert abs(STEPS.index(chosen(count)) - estimated) <= 1
 
 

@@ -12,11 +12,6 @@ follows in closed form; neither ever increases E:
 
     q_j = round( ( w_j + sum_{i!=j} (w_i - s q_i) H_ij / H_jj ) / s )         s = <w, q>_H / <q, q>_H
 
-Target for inputs X' that already carry quantization error, where Y is the output of the float layer (Li et al.,
-"GPTAQ", 2025; here as ridge regression towards W):
-
-    W' = W + (Y - W X') X'^T (X' X'^T / p + damping)^-1 / p
-
 Arrays have a leading axis of groups (dense: G = 1; depthwise: R = 1) and hold a column of W as a row, since columns
 are what the loops run over: `weight` and `codes` (G, K, R), `hessian` (G, K, K), `scale` (G, R). `bits` is one width,
 or one per row (R,). A column costs nearly the same for few rows as for many, so the scales tried are rows, too.
@@ -29,7 +24,7 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64
 from ompq_deploy.numerics import IntArray
-from ompq_deploy.quantize.triangular import cholesky, solve_positive
+from ompq_deploy.quantize.triangular import cholesky
 from ompq_deploy.weight_scale import SHRINKAGE, best_scale
 
 Bits = int | IntArray
@@ -58,11 +53,6 @@ def damped(hessian: NDArray, fraction: float) -> NDArray:
 def columns_order(hessian: NDArray) -> NDArray[np.intp]:
     """The order (G, K) in which columns are rounded: those of large inputs first, while many follow to make up."""
     return np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
-
-
-def least_squares_target(weight: NDArray, cross: NDArray, hessian: NDArray, fraction: float) -> NDArray:
-    """W' for `cross` = X' Y^T / p (G, K, R) and `hessian` = X' X'^T / p, undamped."""
-    return weight + solve_positive(damped(hessian, fraction), cross - hessian @ weight)
 
 
 def output_error(weight: NDArray, codes: NDArray, scale: NDArray, hessian: NDArray) -> NDArray:

@@ -5,7 +5,8 @@ Two streams walk through the graph side by side, the float one and the quantized
     X' = input of the quantized stream        Y = output of the float layer
     W' = argmin ||Y - W' X' - b'||^2          Q, s = second_order_codes(W')        b = mean Y - s Q mean X'
 
-(`gptq.py`, with the covariance of X' shrunk as `shrinkage.py` says), then the quantized stream goes on with s Q and b.
+(`gptq.py`, with W' as fitted by `target.py` and the covariance of X' shrunk as `shrinkage.py` says), then the quantized
+stream goes on with s Q and b.
 A layer of very many inputs is rounded in parts of fewer (`columns.parts`), and W' is W there.
 The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift. Few images
 are repeated, flipped and shifted: that fills covariances where the feature map is small. `--effort extensive` weights
@@ -33,11 +34,10 @@ from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
 from ompq_deploy.quantize.shrinkage import STEPS, best_shrinkage, shrunk
 from ompq_deploy.quantize.stream import Head, Stream, pieces
+from ompq_deploy.quantize.target import fitted_target
 from ompq_deploy.timing import Listener, counted
 
 DAMPING = 0.01
-TARGET_DAMPING = 1.0
-"""More than in H, because W' is fitted and would follow the calibration samples."""
 
 Weigh = Callable[[Samples], Mapping[str, Float32]]
 
@@ -110,12 +110,13 @@ def measure(
     weights: Float32 | None = None,
 ) -> tuple[Moments, ...]:
     """Moments of a node's quantized inputs and float outputs, of even and odd samples where there are two, each with
-    its copies, the positions weighted by `weights`; takes the float stream one step further."""
+    its copies, the positions weighted by `weights`; takes the float stream one step further. Without `cross` where that
+    has no use: the inputs are exact, or the layer is taken in parts."""
     random = np.random.default_rng([seed, len(node.name), *node.name.encode()])
     grid = grids.get(node.input[0])
     zero = 0 if grid is None else grid.zero_point
-    whole = columns.parts(layer) == 1
-    sums = (Accumulator(cross=whole), Accumulator(cross=whole))
+    cross = exact is not quantized and columns.parts(layer) == 1
+    sums = (Accumulator(cross=cross), Accumulator(cross=cross))
 
     def watch(batch: int, output: NDArray) -> None:
         share = MAX_POSITIONS // (len(quantized) * len(output))
@@ -177,12 +178,11 @@ def rounding_problem(
         moments = moments.around_zero(rows)
         halves = tuple(half.around_zero(rows) for half in halves)
     target = columns.in_parts(layer, columns.weight_columns(layer, weight))
-    if columns.parts(layer) == 1:
-        cross, seen = moments.cross.astype(np.float32), moments.hessian.astype(np.float32)
-        target = gptq.least_squares_target(target, cross, seen, TARGET_DAMPING)
+    random = np.random.default_rng(settings.seed)
+    if moments.cross.size:
+        target = fitted_target(target, moments, halves, random)
     r = STEPS[0]  # one sample does not tell what varies by chance
     if len(halves) == 2:
-        random = np.random.default_rng(settings.seed)
         r = best_shrinkage((halves[0].hessian, halves[1].hessian), DAMPING, random)
     hessian = gptq.damped(shrunk(moments.hessian, r), DAMPING)
     return RoundingProblem(layer=layer, target=target, hessian=hessian)

@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64
+from ompq_deploy.quantize.cross_validation import downhill, probes
 from ompq_deploy.quantize.gptq import columns_order, damped
 from ompq_deploy.quantize.triangular import cholesky, solve_transposed
 
 STEPS = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03, 0.0)
-PROBES = 64
-"""Random vectors that estimate a trace over more dimensions than this (Hutchinson)."""
 
 
 def shrunk(hessian: NDArray, r: float) -> NDArray:
@@ -38,46 +37,25 @@ def shrunk(hessian: NDArray, r: float) -> NDArray:
 
 
 def best_shrinkage(halves: tuple[Float64, Float64], damping: float, random: np.random.Generator) -> float:
-    """r for the covariances of two halves of the samples, each damped as the whole will be.
-
-    The trace falls and then rises with r: the search walks downhill from the middle of `STEPS`.
-    """
+    """r for the covariances of two halves of the samples, each damped as the whole will be."""
     order = columns_order(halves[0] + halves[1])[:, ::-1]
     first, second = (
         np.stack([h.astype(np.float32)[np.ix_(o, o)] for h, o in zip(half, order, strict=True)]) for half in halves
     )  # the columns from the last that second_order_codes takes to the first, so that U becomes lower triangular
-    probes = _probes(first.shape[1], random)
+    mixed = probes(first.shape[1], random)
 
     def left(r: float) -> float:
-        try:
-            return sum(
-                _left(damped(shrunk(seen, r), damping), unseen, probes)
-                for seen, unseen in ((first, second), (second, first))
-            )
-        except np.linalg.LinAlgError:  # r so small that float32 takes the covariance for singular
-            return np.inf
+        return sum(
+            _left(damped(shrunk(seen, r), damping), unseen, mixed)
+            for seen, unseen in ((first, second), (second, first))
+        )
 
-    best = len(STEPS) // 2
-    least = left(STEPS[best])
-    for way in (1, -1):
-        start = best
-        while 0 <= best + way < len(STEPS) and (value := left(STEPS[best + way])) < least:
-            best, least = best + way, value
-        if best != start:
-            break
-    return STEPS[best]
+    return downhill(STEPS, left, len(STEPS) // 2)
 
 
-def _left(hessian: Float32, other: Float32, probes: Float32) -> float:
-    """tr(U^-1 H' U^-T) summed over the groups, for H = U D U^T and H' = `other`, in reversed order; P P^T of `probes` P
-    is about I. There L = U sqrt(D) is the Cholesky factor, and U^-T P = L^-T sqrt(D) P."""
+def _left(hessian: Float32, other: Float32, mixed: Float32) -> float:
+    """tr(U^-1 H' U^-T) summed over the groups, for H = U D U^T and H' = `other`, in reversed order; P is `mixed`, of
+    `probes`. There L = U sqrt(D) is the Cholesky factor, and U^-T P = L^-T sqrt(D) P."""
     lower = cholesky(hessian)
-    errors = solve_transposed(lower, np.einsum("gkk->gk", lower)[:, :, None] * probes)
+    errors = solve_transposed(lower, np.einsum("gkk->gk", lower)[:, :, None] * mixed)
     return float(np.einsum("gkp,gkp->", other @ errors, errors))
-
-
-def _probes(dimensions: int, random: np.random.Generator) -> Float32:
-    if dimensions <= PROBES:
-        return np.eye(dimensions, dtype=np.float32)
-    signs = random.integers(0, 2, (dimensions, PROBES)) * 2 - 1
-    return (signs / np.sqrt(PROBES)).astype(np.float32)
