@@ -34,6 +34,7 @@ from ompq_deploy.passes.keep_outputs import keep_outputs
 from ompq_deploy.passes.name_nodes import layer_origins, name_nodes
 from ompq_deploy.passes.old_resize import LAST_WITHOUT, give_coordinates
 from ompq_deploy.passes.own_weights import own_weights
+from ompq_deploy.passes.plain_products import plain_products
 from ompq_deploy.passes.single_precision import float_type, single_precision
 from ompq_deploy.passes.split_attention import split_attention
 from ompq_deploy.passes.split_einsum import split_einsum
@@ -151,7 +152,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     changed = True
     while changed:
         changed = fold_constants(graph) | split_norms(graph) | split_pools(graph) | split_attention(graph)
-        changed |= split_einsum(graph) | fuse_pad_into_pool(graph)
+        changed |= split_einsum(graph) | plain_products(graph) | fuse_pad_into_pool(graph)
         changed |= fuse_linear(graph) | fuse_layer_norm(graph) | fold_dimensions(graph)
         ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     _quiet_deduplication(graph)

@@ -1,6 +1,6 @@
 """Bring a network of float16 or bfloat16 to float32, which holds all its numbers exactly.
 
-Inputs and outputs become float32 too. A Cast that changes no type, then or in the file, becomes an Identity.
+Inputs and outputs become float32 too. Casts between the two change nothing then, and `fuse_linear.py` drops them.
 """
 
 from __future__ import annotations
@@ -11,23 +11,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from ompq_deploy.graph_index import attributes
-
 HALVES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
 """Attributes of standard operators that name the type of a result."""
 
 
 def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A new model; nothing in it, branches included, is of half precision."""
+    """The model itself where nothing in it is of half precision, branches included; else a float32 copy."""
+    if float_type(model) == "float32":
+        return model
     single = onnx.ModelProto()
     single.CopyFrom(model)
-    if float_type(model) != "float32":
-        for graph in _graphs(single.graph):
-            _widen(graph)
-    inferred = onnx.shape_inference.infer_shapes(single)
-    for graph, typed in zip(_graphs(single.graph), _graphs(inferred.graph), strict=True):
-        _drop_casts(graph, typed)
+    for graph in _graphs(single.graph):
+        _widen(graph)
     return single
 
 
@@ -75,13 +71,3 @@ def _widen_tensor(tensor: onnx.TensorProto) -> None:
     if tensor.data_type in HALVES:
         values = numpy_helper.to_array(tensor).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-
-def _drop_casts(graph: onnx.GraphProto, typed: onnx.GraphProto) -> None:
-    """`typed` is the graph with what shape inference found."""
-    types = {value.name: value.type.tensor_type.elem_type for value in (*typed.value_info, *typed.input)}
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Cast" and types.get(node.input[0]) == attributes(node)["to"]:
-            node.op_type = "Identity"
-            del node.attribute[:]
