@@ -6,7 +6,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ompq_deploy.pipeline import Deployment
+    from ompq_deploy.finish import Deployment
 
 __all__ = ["deploy"]
 

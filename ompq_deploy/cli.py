@@ -42,7 +42,7 @@ from ompq_deploy.report.console import Console
 from ompq_deploy.settings import TARGETS
 
 if TYPE_CHECKING:
-    from ompq_deploy.pipeline import Deployment
+    from ompq_deploy.finish import Deployment
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -363,7 +363,7 @@ def _trace(verbose: bool) -> None:
 
 
 def _print_deployment(result: Deployment, flags: dict[str, Any]) -> None:
-    from ompq_deploy.pipeline import written_before
+    from ompq_deploy.finish import written_before
     from ompq_deploy.report import print_report
     from ompq_deploy.report.terminal import render
 

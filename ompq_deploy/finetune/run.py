@@ -8,14 +8,12 @@ from pathlib import Path
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.finetune.settings import FinetuneSettings
+from ompq_deploy.finish import Decided, Deployment, finish
 from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.pipeline import (
-    Decided,
-    Deployment,
     calibration_samples,
     engine_backend,
     evaluation_data,
-    finish,
     prepare_graph,
     read_integers,
     run_capture,
