@@ -20,27 +20,29 @@ from ompq_deploy.export.qdq_reader import as_stored, read_qdq
 from ompq_deploy.export.tensorrt.backend import BACKENDS, Backend, find_backend, no_backend_note, probe
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
-from ompq_deploy.grids_file import GRIDS_FILE, grids_document, read_wide_grids
-from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests
-from ompq_deploy.outputs import OutputFolder
-from ompq_deploy.pareto import front, front_document
-from ompq_deploy.pipeline import (
+from ompq_deploy.finish import (
     ENGINE_FILE,
     ENGINE_RECORD,
     INTEGER_FILE,
     QDQ_FILE,
     TENSORRT_FILE,
     WRITTEN,
+    hold_budget,
+    write_plan_files,
+    written_before,
+)
+from ompq_deploy.grids_file import GRIDS_FILE, grids_document, read_wide_grids
+from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests
+from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.pareto import front, front_document
+from ompq_deploy.pipeline import (
     calibrated_graph,
     calibration_samples,
-    hold_budget,
     make_plan,
     prepare_graph,
     read_integers,
     run_capture,
     run_quantize,
-    write_plan_files,
-    written_before,
 )
 from ompq_deploy.plan_file import check_plan_fits, check_samples_fit, load_plan, versions
 from ompq_deploy.planning import allocation
@@ -125,7 +127,7 @@ def write_models(
     names = []
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            graph = prepare_graph(model or Path(document["model"]["path"]), settings, document.get("smoothing"))
+            graph = _graph_again(document, settings, model)
             check_plan_fits(plan, document, graph, plan_path)
         if "finetune" in document:
             quantized = _trained_integers(plan_path, graph, plan, document)
@@ -287,8 +289,17 @@ def _read_plan(folder: Path, model: Path | None) -> tuple[PreparedGraph, BitPlan
     """The float model's graph as that run had it, its plan, and its document."""
     plan, document = load_plan(folder / PLAN_FILE)
     settings = PlanSettings.from_recorded(document["settings"])
-    graph = prepare_graph(model or Path(document["model"]["path"]), settings, document.get("smoothing"))
-    return graph, plan, document
+    return _graph_again(document, settings, model), plan, document
+
+
+def _graph_again(document: dict[str, Any], settings: PlanSettings, model: Path | None) -> PreparedGraph:
+    """The graph that an earlier run made of the float model, which lies at `model` now."""
+    path = model or Path(document["model"]["path"])
+    if not path.exists():
+        raise BadInput(
+            "the float model of this plan is not there", where=str(path), fix="name where it lies now with --model"
+        )
+    return prepare_graph(path, settings, document.get("smoothing"))
 
 
 def _settings(document: dict[str, Any], calib: Path | None) -> PlanSettings:

@@ -563,6 +563,19 @@ def test_a_plan_for_another_model_is_refused(run: Run, deployed: Path, tmp_path:
     assert "another model" in err
 
 
+@pytest.mark.parametrize("verb", ["quantize", "verify"])
+def test_a_model_that_was_moved_is_named_by_its_flag(
+    verb: str, run: Run, deployed: Path, residual_model: Path, tmp_path: Path
+) -> None:
+    moved = residual_model.rename(tmp_path / "moved.onnx")
+    asked = (verb, deployed / "plan.json" if verb == "quantize" else deployed)
+    code, _, err = run(*asked)
+    assert code == 2
+    assert str(residual_model) in err
+    assert "--model" in err
+    assert run(*asked, "--model", moved)[0] == 0
+
+
 def test_progress_is_told_now_and_then_in_a_log_and_at_once_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,11 +86,12 @@ Path(__file__).with_suffix(f".{world.rank}").write_text(f"{was} {in_touch()}")
 def in_two_processes(*command: object) -> subprocess.CompletedProcess[str]:
     """Run `command` by torchrun, on one thread each."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = subprocess.run(
-        [*launcher, *(str(part) for part in command)],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).resolve().parents[1],
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as logs:  # torchrun leaves its own behind
+        run = subprocess.run(
+            [*launcher, *(str(part) for part in command)],
+            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": logs},
+            cwd=Path(__file__).resolve().parents[1],
+        )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return run
 
