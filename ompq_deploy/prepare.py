@@ -20,6 +20,7 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.graph_index import GraphIndex, attributes
 from ompq_deploy.layers import find_layers
 from ompq_deploy.lock import model_sha256
+from ompq_deploy.passes.bound_masks import bound_masks
 from ompq_deploy.passes.drop_identities import drop_identities
 from ompq_deploy.passes.fix_baked_batch import fix_baked_batch
 from ompq_deploy.passes.fixed_sizes import write_fixed_sizes
@@ -169,6 +170,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     fix_baked_batch(result)
     fold_repeated(result)
     keep_outputs(result)
+    bound_masks(result)
     own_weights(result)
     inferred = onnx.shape_inference.infer_shapes(result, data_prop=True)
     write_fixed_sizes(inferred)

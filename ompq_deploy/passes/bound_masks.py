@@ -1,0 +1,73 @@
+"""Bound what masks add in front of a Softmax, so that 16 bits hold the scores beside it.
+
+    Softmax(x + A)                 Softmax(x + max(A, MASKED))
+    Softmax(Where(C, x, a))        Softmax(x + A),  A = 0 where C holds, else MASKED          if a <= MASKED
+
+A, C and a are constants, and x may be moved before and after. Exporters write -inf, the lowest float32 or -10^9, on
+whose grid every score would be zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.placement import moves_values
+
+MASKED = -256.0
+"""A score that much lower has the probability 0 in float32, unless it was 150 above all others."""
+
+
+def bound_masks(model: onnx.ModelProto) -> None:
+    """Rewrite in place what only a Softmax reads, moved or not."""
+    index = GraphIndex(model)
+    for softmax in [node for node in model.graph.node if node.op_type == "Softmax"]:
+        scores: str | None = softmax.input[0]
+        while scores is not None and index.only_consumer(scores) is not None and scores in index.producer:
+            scores = _behind(model, index, index.producer[scores])
+
+
+def _behind(model: onnx.ModelProto, index: GraphIndex, node: onnx.NodeProto) -> str | None:
+    """The scores that a node masks or moves, its mask bounded; None where it does neither."""
+    if moves_values(index, node):
+        return node.input[0]
+    if node.op_type == "Where":
+        return _unmasked_where(model, index, node)
+    if node.op_type != "Add" or len(index.activation_inputs(node)) != 1:
+        return None
+    (scores,) = index.activation_inputs(node)
+    mask = next(name for name in node.input if name != scores)
+    values = index.constant(mask)
+    if (values < MASKED).any():
+        node.input[:] = [scores, _constant(model, mask, np.maximum(values, MASKED))]
+    return scores
+
+
+def _unmasked_where(model: onnx.ModelProto, index: GraphIndex, node: onnx.NodeProto) -> str | None:
+    """The scores of a Where, which becomes an Add, if all that it chooses between is one tensor and a mask."""
+    condition, *choices = node.input
+    computed = index.activation_inputs(node)
+    if not index.is_constant(condition) or len(computed) != 1:
+        return None
+    (scores,) = computed
+    fill = index.constant(next(name for name in choices if name != scores))
+    if not (fill <= MASKED).all():
+        return None
+    seen = index.constant(condition) if choices[0] == scores else ~index.constant(condition)
+    mask = np.where(seen, np.zeros_like(fill), MASKED).astype(np.float32)
+    node.op_type = "Add"
+    node.input[:] = [scores, _constant(model, condition, mask)]
+    return scores
+
+
+def _constant(model: onnx.ModelProto, name: str, values: NDArray[np.float32]) -> str:
+    """A new initializer with the values, called after an old one."""
+    taken = {tensor.name for tensor in model.graph.initializer} | {n for node in model.graph.node for n in node.output}
+    name += "_bounded"
+    while name in taken:
+        name += "_"
+    model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    return name
