@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,20 @@ from tests.conftest import Run
 from tests.quantized import inputs
 
 
-def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float16 inputs, outputs and constants."""
-    half = onnx.ModelProto()
-    half.CopyFrom(model)
-    for tensor in half.graph.initializer:
+def with_constants(model: onnx.ModelProto, stored: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
+    """The model with its float32 constants as `stored` makes them."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if values.dtype == np.float32:
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(stored(values), tensor.name))
+    return result
+
+
+def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float16 inputs, outputs and constants."""
+    half = with_constants(model, lambda values: values.astype(np.float16))
     for value in (*half.graph.input, *half.graph.output):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     return half
@@ -58,13 +65,7 @@ def every_type(graph: onnx.GraphProto) -> set[int]:
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The float32 model with the constants that `in_half` leaves it."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    for tensor in result.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype == np.float32:
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16).astype(np.float32), tensor.name))
-    return result
+    return with_constants(model, lambda values: values.astype(np.float16).astype(np.float32))
 
 
 @pytest.mark.parametrize("ends", ["float16", "float32"])
