@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
+from ompq_deploy.calib import input_specs
 from ompq_deploy.capture.fit import running
 from ompq_deploy.errors import OmpqError
 from ompq_deploy.prepare import load_sized
@@ -42,10 +43,9 @@ def refuse_other_function(
         feed, _ = next(feeds(samples, graph.batch, 1))
         ours = start(graph.model, threads).run(names, feed)
     try:
-        session = start(load_sized(graph.source, input_shapes)[0], threads)
-        theirs = session.run(
-            names, {value.name: _as_type(feed[value.name], value.type) for value in session.get_inputs()}
-        )
+        model, _ = load_sized(graph.source, input_shapes)
+        fed = {spec.name: spec.fitted(feed[spec.name]) for spec in input_specs(model)}
+        theirs = start(model, threads).run(names, fed)
     except ORT_FAILURES:
         return
     for name, expected, found in zip(names, theirs, ours, strict=True):
@@ -55,11 +55,6 @@ def refuse_other_function(
                 where=str(graph.source),
                 fix="this is a defect of ompq-deploy: please report it with the model",
             )
-
-
-def _as_type(values: NDArray[Any], kind: str) -> NDArray[Any]:
-    """`values` as an input of onnxruntime's type `kind` takes them: a file of half precision is made float32."""
-    return values.astype(np.float16) if kind == "tensor(float16)" else values
 
 
 def _alike(expected: NDArray[Any], found: NDArray[Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -91,13 +91,27 @@ def reads(node: onnx.NodeProto) -> set[str]:
     return names - {""}
 
 
+def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes, and all below them."""
+    for branch in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+        yield branch
+        for other in branch.node:
+            yield from branches(other)
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """`name`, made longer until it is not among `taken`."""
+    while name in taken:
+        name += "_"
+    return name
+
+
 def made_in_branches(node: onnx.NodeProto) -> set[str]:
     """Names of all tensors that the branches of a node hold: inputs, constants and results."""
     names: set[str] = set()
-    for branch in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+    for branch in branches(node):
         names.update(tensor.name for tensor in (*branch.input, *branch.initializer))
-        for other in branch.node:
-            names.update(other.output, made_in_branches(other))
+        names.update(name for other in branch.node for name in other.output)
     return names - {""}
 
 

@@ -25,7 +25,10 @@ def drawn(count: int, noise: float, seed: int = 2) -> tuple[NDArray[np.float32],
 
 
 def halves(count: int, noise: float) -> tuple[Moments, ...]:
-    x, y = drawn(count, noise)
+    return halved(*drawn(count, noise))
+
+
+def halved(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Moments, ...]:
     found = []
     for parity in range(2):
         half = Accumulator()
@@ -71,13 +74,9 @@ def test_exact_inputs_that_only_seem_to_miss_something_keep_the_weight() -> None
     random = np.random.default_rng(5)
     x = random.standard_normal((1, COLUMNS, 30)).astype(np.float32)
     y = (WEIGHT.swapaxes(1, 2) @ x + 3 * random.standard_normal((1, ROWS, 30))).astype(np.float32)
-    both = []
-    for parity in range(2):
-        half = Accumulator()
-        half.add(x[:, :, parity::2], y[:, :, parity::2])
-        both.append(half.moments())
-    assert best_ridge(WEIGHT, tuple(both), np.random.default_rng(0)) == NONE
-    assert fitted_target(WEIGHT, both[0].merged(both[1]), tuple(both), np.random.default_rng(0)) is WEIGHT
+    both = halved(x, y)
+    assert best_ridge(WEIGHT, both, np.random.default_rng(0)) == NONE
+    assert fitted_target(WEIGHT, both[0].merged(both[1]), both, np.random.default_rng(0)) is WEIGHT
 
 
 def test_one_half_tells_nothing() -> None:

@@ -15,6 +15,7 @@ from ompq_deploy.errors import BadInput
 LAYOUTS = ("NCHW", "NHWC")
 DEFAULT_EXTENT = 224
 COLOURS = (1, 3)
+HALF_AND_SINGLE = {np.dtype(np.float16), np.dtype(np.float32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class InputSpec:
         return array.ndim == len(self.shape) and all(
             want is None or have == want for have, want in zip(array.shape[1:], self.shape[1:], strict=True)
         )
+
+    def fitted(self, array: NDArray[Any]) -> NDArray[Any]:
+        """`array` in this input's precision, if one is float16 and the other float32; else as it is."""
+        return array.astype(self.dtype) if {array.dtype, self.dtype} == HALF_AND_SINGLE else array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def from_arrays(
         chosen, how = _image_preprocess(preprocess)
         target = image_input(inputs, chosen.layout)
         return ImageArray(images=_checked_images(first, target, where), target=target, preprocess=chosen, how=how)
-    arrays = {spec.name: _of_float_type(arrays[spec.name], spec) for spec in inputs}
+    arrays = {spec.name: spec.fitted(arrays[spec.name]) for spec in inputs}
     for spec in inputs:
         if not spec.admits(arrays[spec.name]):
             array = arrays[spec.name]
@@ -134,13 +134,6 @@ def from_arrays(
         lengths = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
         raise BadInput(f"the inputs differ in length ({lengths})", where=where, fix="store one row per sample in each")
     return ReadyArrays(arrays=arrays)
-
-
-def _of_float_type(array: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """Half or single precision in that of the input."""
-    return (
-        array.astype(spec.dtype) if {array.dtype, spec.dtype} == {np.dtype(np.float16), np.dtype(np.float32)} else array
-    )
 
 
 def _image_preprocess(preprocess: Preprocess | None) -> tuple[Preprocess, str]:

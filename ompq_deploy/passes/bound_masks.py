@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph_index import GraphIndex, unused_name
 from ompq_deploy.placement import moves_values
 
 MASKED = -256.0
@@ -57,17 +57,15 @@ def _unmasked_where(model: onnx.ModelProto, index: GraphIndex, node: onnx.NodePr
     if not (fill <= MASKED).all():
         return None
     seen = index.constant(condition) if choices[0] == scores else ~index.constant(condition)
-    mask = np.where(seen, np.zeros_like(fill), MASKED).astype(np.float32)
+    mask = np.where(seen, np.zeros_like(fill), MASKED)
     node.op_type = "Add"
     node.input[:] = [scores, _constant(model, condition, mask)]
     return scores
 
 
-def _constant(model: onnx.ModelProto, name: str, values: NDArray[np.float32]) -> str:
-    """A new initializer with the values, called after an old one."""
+def _constant(model: onnx.ModelProto, name: str, values: NDArray[np.floating]) -> str:
+    """A new float32 initializer with the values, called after an old one."""
     taken = {tensor.name for tensor in model.graph.initializer} | {n for node in model.graph.node for n in node.output}
-    name += "_bounded"
-    while name in taken:
-        name += "_"
+    name = unused_name(f"{name}_bounded", taken)
     model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     return name

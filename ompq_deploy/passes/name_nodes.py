@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from ompq_deploy.graph_index import unused_name
+
 FUSED_AFTER_A_LAYER = frozenset(("BatchNormalization", "Add"))
 LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
@@ -39,9 +41,7 @@ def name_nodes(model: ir.Model, origins: Mapping[str, str] = MappingProxyType({}
     for position, node in enumerate(model.graph):
         name = origins.get(node.outputs[0].name or "", node.name) if node.op_type in LAYERS else node.name
         if not name or name in taken:
-            name = f"{node.op_type}_{position}"
-            while name in taken:
-                name += "_"
+            name = unused_name(f"{node.op_type}_{position}", taken)
         changed |= name != node.name
         node.name = name
         taken.add(name)

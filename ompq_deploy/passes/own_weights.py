@@ -11,7 +11,7 @@ from collections.abc import Hashable
 
 import onnx
 
-from ompq_deploy.graph_index import GraphIndex, reads
+from ompq_deploy.graph_index import GraphIndex, reads, unused_name
 from ompq_deploy.layers import is_layer, weight_use
 
 WEIGHT = 1
@@ -42,9 +42,7 @@ def _copy(model: onnx.ModelProto, weight: onnx.TensorProto, nodes: list[onnx.Nod
     """A copy of a weight for some of the nodes that read it."""
     copy = model.graph.initializer.add()
     copy.CopyFrom(weight)
-    copy.name = f"{weight.name}_of_{nodes[0].name}"
-    while copy.name in taken:
-        copy.name += "_"
+    copy.name = unused_name(f"{weight.name}_of_{nodes[0].name}", taken)
     taken.add(copy.name)
     for node in nodes:
         node.input[WEIGHT] = copy.name

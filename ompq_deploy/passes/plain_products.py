@@ -12,11 +12,11 @@ A constant on the left mixes tokens, or the positions of a signal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
+
+from ompq_deploy.passes.node_settings import number
 
 
 class _PlainGemm(pattern.RewriteRuleClassBase):
@@ -29,7 +29,11 @@ class _PlainGemm(pattern.RewriteRuleClassBase):
         result, settings = pattern.MatchResult(), y.producer().attributes
         if not is_constant(b) or is_constant(a):
             return result.fail("it has no weight", y)
-        plain = _scale(settings, "alpha") == 1 and _scale(settings, "beta") == 1 and not _turned(settings, "transA")
+        plain = (
+            number(settings, "alpha", 1.0) == 1
+            and number(settings, "beta", 1.0) == 1
+            and not number(settings, "transA")
+        )
         return result.fail("it is plain", y) if plain else result
 
     def rewrite(self, op, a, b, y):  # type: ignore[no-untyped-def]
@@ -37,11 +41,11 @@ class _PlainGemm(pattern.RewriteRuleClassBase):
         node = y.producer()
         settings = node.attributes
         inputs = [
-            op.Transpose(a, perm=[1, 0]) if _turned(settings, "transA") else a,
-            _scaled(op, b, _scale(settings, "alpha")),
-            *(_scaled(op, c, _scale(settings, "beta")) for c in node.inputs[2:] if c is not None),
+            op.Transpose(a, perm=[1, 0]) if number(settings, "transA") else a,
+            _scaled(op, b, number(settings, "alpha", 1.0)),
+            *(_scaled(op, c, number(settings, "beta", 1.0)) for c in node.inputs[2:] if c is not None),
         ]
-        return _named(op.Gemm(*inputs, transB=int(_turned(settings, "transB"))), y)
+        return _named(op.Gemm(*inputs, transB=int(number(settings, "transB"))), y)
 
 
 class _GemmSum(pattern.RewriteRuleClassBase):
@@ -54,7 +58,7 @@ class _GemmSum(pattern.RewriteRuleClassBase):
         result = pattern.MatchResult()
         if c is None or not is_constant(b):
             return result.fail("it is no layer anyway, or has no sum", y)
-        columns = b.shape[0 if _turned(y.producer().attributes, "transB") else 1]
+        columns = b.shape[0 if number(y.producer().attributes, "transB") else 1]
         return result.fail("its sum is a bias", c) if is_bias(c, columns=columns) else result
 
     def rewrite(self, op, a, b, c, y):  # type: ignore[no-untyped-def]
@@ -129,14 +133,6 @@ def is_bias(value: ir.Value, *, columns: int) -> bool:
     """Whether what is added to a matrix is a constant with one number per column, or one in all."""
     shapes = ((), (1,), (columns,), (1, 1), (1, columns))
     return is_constant(value) and value.shape is not None and tuple(value.shape) in shapes
-
-
-def _scale(settings: Mapping[str, ir.Attr], name: str) -> float:
-    return float(settings[name].as_float()) if name in settings else 1.0
-
-
-def _turned(settings: Mapping[str, ir.Attr], name: str) -> bool:
-    return name in settings and bool(settings[name].as_int())
 
 
 def _scaled(op, x, factor: float):  # type: ignore[no-untyped-def]

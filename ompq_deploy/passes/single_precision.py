@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from ompq_deploy.graph_index import branches
+
 HALVES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
 """Attributes of standard operators that name the type of a result."""
@@ -28,8 +30,7 @@ def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def float_type(model: onnx.ModelProto) -> str:
-    """ "float16" or "bfloat16" where an input, an output, a constant or a Cast of the model is of that type, else
-    "float32"."""
+    """The half precision that an input, an output, a constant or a Cast of the model has, else "float32"."""
     found: set[int] = set()
     for graph in _graphs(model.graph):
         found.update(tensor.data_type for tensor in graph.initializer)
@@ -43,14 +44,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph and all branches below it."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-
-
-def _is_half(attribute: onnx.AttributeProto) -> bool:
-    names_type = attribute.name in TYPE_ATTRIBUTES and attribute.i in HALVES
-    return names_type or attribute.t.data_type in HALVES
+        yield from branches(node)
 
 
 def _widen(graph: onnx.GraphProto) -> None:
@@ -61,10 +55,9 @@ def _widen(graph: onnx.GraphProto) -> None:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     del graph.value_info[:]
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        if _is_half(attribute) and attribute.type == onnx.AttributeProto.INT:
+        if attribute.name in TYPE_ATTRIBUTES and attribute.i in HALVES:
             attribute.i = TensorProto.FLOAT
-        elif _is_half(attribute):
-            _widen_tensor(attribute.t)
+        _widen_tensor(attribute.t)
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:

@@ -17,6 +17,8 @@ import onnx_ir as ir
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
+from ompq_deploy.passes.node_settings import number
+
 HEADS_FIRST = [0, 2, 1, 3]
 KEYS_LAST = [0, 1, 3, 2]
 
@@ -30,14 +32,14 @@ class _Attention(pattern.RewriteRuleClassBase):
         """Whether it is the formula above in float32, all sizes that it takes known."""
         result = pattern.MatchResult()
         settings = y.producer().attributes
-        if _number(settings, "softcap"):
+        if number(settings, "softcap"):
             return result.fail("it has a soft cap", y)
         if q.dtype != ir.DataType.FLOAT:
             return result.fail("not float32", q)
         heads = [_heads(x, settings, name) for x, name in ((q, "q_num_heads"), (k, "kv_num_heads"))]
         if None in heads or heads[0] != heads[1] or not isinstance(q.shape[-1], int):
             return result.fail("its heads differ, or sizes are not known", y)
-        if _number(settings, "is_causal") and not all(isinstance(x.shape[-2], int) for x in (q, k)):
+        if number(settings, "is_causal") and not all(isinstance(x.shape[-2], int) for x in (q, k)):
             return result.fail("it is causal, and does not tell how many tokens there are", y)
         return result
 
@@ -46,8 +48,8 @@ class _Attention(pattern.RewriteRuleClassBase):
         settings = y.producer().attributes
         heads, flat = _heads(q, settings, "q_num_heads"), len(q.shape) == 3
         width = q.shape[-1] // heads if flat else q.shape[-1]
-        scale = _number(settings, "scale") or 1 / sqrt(width)
-        seen = np.tri(q.shape[-2], k.shape[-2], dtype=bool) if _number(settings, "is_causal") else None
+        scale = number(settings, "scale") or 1 / sqrt(width)
+        seen = np.tri(q.shape[-2], k.shape[-2], dtype=bool) if number(settings, "is_causal") else None
         if flat:
             apart = op.Constant(value_ints=[0, 0, heads, -1])
             q, k, v = (op.Transpose(op.Reshape(x, apart), perm=HEADS_FIRST) for x in (q, k, v))
@@ -84,13 +86,8 @@ def _heads(x: ir.Value, settings: Mapping[str, ir.Attr], name: str) -> int | Non
     """The heads of a tensor; None where they are not known."""
     if x.shape is None or len(x.shape) not in (3, 4):
         return None
-    heads = x.shape[1] if len(x.shape) == 4 else int(_number(settings, name))
+    heads = x.shape[1] if len(x.shape) == 4 else int(number(settings, name))
     return heads if isinstance(heads, int) and heads > 0 else None
-
-
-def _number(settings: Mapping[str, ir.Attr], name: str) -> float:
-    """A numeric attribute; 0 where it is absent."""
-    return float(settings[name].value) if name in settings else 0.0
 
 
 def split_attention(model: ir.Model) -> bool:

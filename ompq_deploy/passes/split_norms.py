@@ -16,6 +16,8 @@ import onnx_ir as ir
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
+from ompq_deploy.passes.node_settings import number
+
 DEFAULT_EPSILON = 1e-5
 LRN_DEFAULTS = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
 
@@ -55,7 +57,7 @@ class _RootMeanSquareNorm(KnownRank):
     def rewrite(self, op, x, gamma, y):  # type: ignore[no-untyped-def]
         """The formula."""
         settings, rank = y.producer().attributes, len(x.shape)
-        first = settings["axis"].as_int() if "axis" in settings else -1
+        first = int(number(settings, "axis", -1))
         axes = op.Constant(value_ints=list(range(first % rank, rank)))
         mean = op.ReduceMean(op.Mul(x, x), axes, keepdims=1)
         deviation = op.Sqrt(op.Add(mean, op.Constant(value_float=_epsilon(settings))))
@@ -71,9 +73,7 @@ class _LocalResponseNorm(KnownRank):
         """The formula; the channels become an axis that AveragePool slides along."""
         settings = y.producer().attributes
         size = settings["size"].as_int()
-        alpha, beta, bias = (
-            settings[name].as_float() if name in settings else default for name, default in LRN_DEFAULTS.items()
-        )
+        alpha, beta, bias = (number(settings, name, default) for name, default in LRN_DEFAULTS.items())
         others = [0] * (len(x.shape) - 2)
         mean = op.AveragePool(
             op.Unsqueeze(op.Mul(x, x), op.Constant(value_ints=[1])),
@@ -86,7 +86,7 @@ class _LocalResponseNorm(KnownRank):
 
 
 def _epsilon(settings: Mapping[str, ir.Attr]) -> float:
-    return float(settings["epsilon"].as_float()) if "epsilon" in settings else DEFAULT_EPSILON
+    return number(settings, "epsilon", DEFAULT_EPSILON)
 
 
 def split_norms(model: ir.Model) -> bool:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
+from ompq_deploy.passes.node_settings import number
 from ompq_deploy.passes.plain_pools import plain_pools
 from ompq_deploy.passes.split_norms import KnownRank
 
@@ -30,7 +31,7 @@ class _LpPool(pattern.RewriteRuleClassBase):
     def check(self, context, x, y):  # type: ignore[no-untyped-def]
         """Whether every window lies within the padded input."""
         result, settings = pattern.MatchResult(), y.producer().attributes
-        hangs_over = "ceil_mode" in settings and settings["ceil_mode"].as_int()
+        hangs_over = number(settings, "ceil_mode")
         return result.fail("its windows may hang over the edge", y) if hangs_over else result
 
     def rewrite(self, op, x, y):  # type: ignore[no-untyped-def]
@@ -55,7 +56,7 @@ class _GlobalLpPool(KnownRank):
 
 
 def _p(settings: Mapping[str, ir.Attr]) -> int:
-    return settings["p"].as_int() if "p" in settings else 2
+    return int(number(settings, "p", 2))
 
 
 def _powers(op: Any, x: ir.Value, p: int) -> ir.Value:
