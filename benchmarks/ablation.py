@@ -32,15 +32,15 @@ from ompq_deploy.allocate import allocate
 from ompq_deploy.artifacts import BitPlan, Budget, Capture, Grid, PreparedGraph, Samples, Scores, SizeTable
 from ompq_deploy.calib import input_specs, load_samples
 from ompq_deploy.capture import capture
-from ompq_deploy.contest import captured_rows, hold_contest, split
-from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import log_softmax
+from ompq_deploy.evaluate.head_search import find_heads
+from ompq_deploy.evaluate.heads import log_softmax
 from ompq_deploy.metrics import CONTESTANTS, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.numerics import packed_bytes, signed_range
+from ompq_deploy.planning.contest import captured_rows, hold_contest, split
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize.activations import activation_grids
-from ompq_deploy.runner import run_samples
+from ompq_deploy.runtime.runner import run_samples
 from ompq_deploy.weight_scale import STEPS
 
 BITS = tuple(range(2, 9))

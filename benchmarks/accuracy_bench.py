@@ -20,7 +20,7 @@ from size_sweep import EXIT_INFEASIBLE, Run, measured
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.calib import input_specs, load_labelled, load_samples
-from ompq_deploy.evaluate import compare_outputs, label_ranks, predict
+from ompq_deploy.evaluate.accuracy import compare_outputs, label_ranks, predict
 from ompq_deploy.prepare import prepare
 
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ompq_deploy.artifacts import PreparedGraph
-from ompq_deploy.bits import parse_bits
-from ompq_deploy.sizes import size_table
+from ompq_deploy.limits.bits import parse_bits
+from ompq_deploy.limits.sizes import size_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,9 @@ from layer_tables import resnet18, resnet50
 from ompq_deploy.allocate.problem import Problem, Solution
 from ompq_deploy.allocate.solvers import SOLVERS
 from ompq_deploy.artifacts import Budget, Layer, Resource
-from ompq_deploy.latency import read_latency_table
-from ompq_deploy.resources import bops
-from ompq_deploy.sizes import paper_count
+from ompq_deploy.limits.latency import read_latency_table
+from ompq_deploy.limits.resources import bops
+from ompq_deploy.limits.sizes import paper_count
 
 PAIRS = ((4, 4), (8, 8))
 MIB = 2**20

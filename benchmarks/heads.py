@@ -2,8 +2,8 @@
 
 For each network and width: every layer at that width, then the plan of `ompq-deploy` with widths 2 to 8 in as many
 bytes, against the float model on 64 images that calibrated neither: with the weights rounded to nearest and all else in
-float (`W`), and as the Q/DQ model (`WA8`). Relative error of `fidelity.py` in percent, the worst head's and the mean.
-Prints a Markdown table; `--plan` gives the row of a plan.json made some other way.
+float (`W`), and as the Q/DQ model (`WA8`). Relative error (`evaluate/fidelity.py`) in percent, the worst head's and the
+mean. Prints a Markdown table; `--plan` gives the row of a plan.json made some other way.
 
     python benchmarks/heads.py --shared ../shared
 """
@@ -21,16 +21,16 @@ import numpy as np
 import onnx
 
 from ompq_deploy.calib import Preprocess, input_specs, load_unused, make_preprocess
+from ompq_deploy.evaluate.fidelity import fidelity_document
 from ompq_deploy.export.qdq import qdq_model
-from ompq_deploy.fidelity import fidelity_document
+from ompq_deploy.files.plan_file import load_plan
+from ompq_deploy.limits.rules import Rules
 from ompq_deploy.metrics import MetricSettings, round_weights
 from ompq_deploy.pipeline import Planned, make_plan, run_quantize
-from ompq_deploy.plan_file import load_plan
 from ompq_deploy.quantize import EFFORTS, QuantizeSettings
-from ompq_deploy.rules import Rules
-from ompq_deploy.runner import with_weights
+from ompq_deploy.runtime.runner import with_weights
+from ompq_deploy.runtime.timing import Stopwatch
 from ompq_deploy.settings import PlanSettings
-from ompq_deploy.timing import Stopwatch
 from ompq_deploy.weight_scale import STEPS
 
 CALIB = "data/imagenet_nips17dev_calib128_224.npz"

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from layer_tables import mobilenet_v2, resnet18, resnet50
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.resources import paper_operations
-from ompq_deploy.sizes import paper_count
+from ompq_deploy.limits.resources import paper_operations
+from ompq_deploy.limits.sizes import paper_count
 
 MIB = 2**20
 EDGE_BITS = 8

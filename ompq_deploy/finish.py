@@ -15,7 +15,8 @@ import onnx
 from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.calib import LabelledSet, input_specs, load_unused
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed, OmpqError
-from ompq_deploy.evaluate import Evaluation, accuracy_failures, evaluate, evaluation_document
+from ompq_deploy.evaluate.accuracy import Evaluation, accuracy_failures, evaluate, evaluation_document
+from ompq_deploy.evaluate.fidelity import MOST_SAMPLES, fidelity_document
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerProgram
@@ -24,13 +25,12 @@ from ompq_deploy.export.qdq_reader import as_stored
 from ompq_deploy.export.tensorrt.backend import Backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
-from ompq_deploy.fidelity import MOST_SAMPLES, fidelity_document
-from ompq_deploy.grids_file import GRIDS_FILE, grids_document
-from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
-from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.files.grids_file import GRIDS_FILE, grids_document
+from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
+from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.report import report_document, write_html
+from ompq_deploy.runtime.timing import Stopwatch
 from ompq_deploy.settings import DeploySettings, PlanSettings
-from ompq_deploy.timing import Stopwatch
 from ompq_deploy.verify import verdict_document, verify
 from ompq_deploy.verify.verdict import Verdict, verdict_failures
 

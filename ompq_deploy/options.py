@@ -11,19 +11,19 @@ from typing import Any
 import click
 
 from ompq_deploy.augment import AUGMENTATIONS
-from ompq_deploy.bits import SUPPORTED, parse_bits
 from ompq_deploy.calib import DEFAULT_PRESET, DEFAULT_SAMPLES, PRESETS, Preprocess, make_preprocess
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.program import ARITHMETICS, DYADIC
 from ompq_deploy.finetune.settings import DEVICES, PRECISIONS, TrainSettings
 from ompq_deploy.keywords import flag_defaults
+from ompq_deploy.limits.bits import SUPPORTED, parse_bits
+from ompq_deploy.limits.rules import Rules
+from ompq_deploy.limits.sizes import SIZES
 from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
 from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, QuantizeSettings
 from ompq_deploy.quantize.reconstruct import LOSSES
-from ompq_deploy.rules import Rules
+from ompq_deploy.runtime.threads import blas_threads
 from ompq_deploy.settings import SOLVERS, TARGETS, DeploySettings, PlanSettings
-from ompq_deploy.sizes import SIZES
-from ompq_deploy.threads import blas_threads
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,28 +13,28 @@ from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, QuantizedGrap
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.channels import channel_ranges
-from ompq_deploy.choice import choose_losses, choose_plan, refines
-from ompq_deploy.engine_fit import fit_engine, refuse_too_small
 from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import BackendMissing
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
+from ompq_deploy.files.grids_file import read_symmetric_grids, read_wide_grids
+from ompq_deploy.files.outputs import OutputFolder
+from ompq_deploy.files.plan_file import plan_document
 from ompq_deploy.finish import QDQ_FILE, Decided, Deployment, finish, write_plan_files, written_before
-from ompq_deploy.grids_file import read_symmetric_grids, read_wide_grids
-from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.limits.engine_fit import fit_engine, refuse_too_small
 from ompq_deploy.passes.equalize import equalize
 from ompq_deploy.passes.input_sizes import refuse_open_sizes
 from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smooth
-from ompq_deploy.plan_file import plan_document
 from ompq_deploy.planning import allocation
+from ompq_deploy.planning.choice import choose_losses, choose_plan, refines
 from ompq_deploy.prepare import load_model, load_sized, prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document
+from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.settings import DeploySettings, PlanSettings
-from ompq_deploy.timing import Listener, Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)

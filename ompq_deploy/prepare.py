@@ -17,9 +17,11 @@ from onnx_ir.passes import common as ir_passes
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex, attributes
-from ompq_deploy.layers import find_layers
-from ompq_deploy.lock import model_sha256
+from ompq_deploy.files.lock import model_sha256
+from ompq_deploy.graph.index import GraphIndex, attributes
+from ompq_deploy.graph.layers import find_layers
+from ompq_deploy.graph.placement import place_activations
+from ompq_deploy.graph.wide_grids import place_wide
 from ompq_deploy.passes.bound_masks import bound_masks
 from ompq_deploy.passes.drop_identities import drop_identities
 from ompq_deploy.passes.fix_baked_batch import fix_baked_batch
@@ -41,8 +43,6 @@ from ompq_deploy.passes.split_attention import split_attention
 from ompq_deploy.passes.split_einsum import split_einsum
 from ompq_deploy.passes.split_norms import split_norms
 from ompq_deploy.passes.split_pools import split_pools
-from ompq_deploy.placement import place_activations
-from ompq_deploy.wide_grids import place_wide
 
 OPSET = 21
 IR_VERSION = 10

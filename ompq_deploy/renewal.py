@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ompq_deploy.errors import BadInput
+from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE, lock_files, sha256_of
+from ompq_deploy.files.outputs import OutputFolder
+from ompq_deploy.files.plan_file import load_plan
 from ompq_deploy.finish import ENGINE_RECORD, REPORT_FILE, TENSORRT_FILE, write_report
-from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, lock_files, sha256_of
-from ompq_deploy.outputs import OutputFolder
-from ompq_deploy.plan_file import load_plan
 from ompq_deploy.report import load_report, renewed_report
 from ompq_deploy.verify.verdict import verdict_failures
 

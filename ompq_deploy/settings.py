@@ -8,9 +8,9 @@ from typing import Any
 
 from ompq_deploy.calib import DEFAULT_SAMPLES, Preprocess
 from ompq_deploy.export.integer.program import DYADIC
+from ompq_deploy.limits.rules import Rules
 from ompq_deploy.metrics import MetricSettings
 from ompq_deploy.quantize import QuantizeSettings
-from ompq_deploy.rules import Rules
 
 SOLVERS = ("cp-sat", "dp", "mpqco-greedy", "ompq-lp", "ompq-dfs")
 TARGETS = ("auto", "onnx", "integer", "tensorrt", "tensorrt_rtx")

@@ -9,9 +9,8 @@ from typing import Any
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.calib import Preprocess, input_specs, load_labelled
-from ompq_deploy.choice import choose_losses, refines
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed
-from ompq_deploy.evaluate import evaluate
+from ompq_deploy.evaluate.accuracy import evaluate
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import DYADIC
@@ -20,6 +19,10 @@ from ompq_deploy.export.qdq_reader import as_stored, read_qdq
 from ompq_deploy.export.tensorrt.backend import BACKENDS, Backend, find_backend, no_backend_note, probe
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
+from ompq_deploy.files.grids_file import GRIDS_FILE, grids_document, read_wide_grids
+from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE, layer_digests
+from ompq_deploy.files.outputs import OutputFolder
+from ompq_deploy.files.plan_file import check_plan_fits, check_samples_fit, load_plan, versions
 from ompq_deploy.finish import (
     ENGINE_FILE,
     ENGINE_RECORD,
@@ -31,10 +34,6 @@ from ompq_deploy.finish import (
     write_plan_files,
     written_before,
 )
-from ompq_deploy.grids_file import GRIDS_FILE, grids_document, read_wide_grids
-from ompq_deploy.lock import PLAN_FILE, VERDICT_FILE, layer_digests
-from ompq_deploy.outputs import OutputFolder
-from ompq_deploy.pareto import front, front_document
 from ompq_deploy.pipeline import (
     calibrated_graph,
     calibration_samples,
@@ -44,14 +43,15 @@ from ompq_deploy.pipeline import (
     run_capture,
     run_quantize,
 )
-from ompq_deploy.plan_file import check_plan_fits, check_samples_fit, load_plan, versions
 from ompq_deploy.planning import allocation
+from ompq_deploy.planning.choice import choose_losses, refines
+from ompq_deploy.planning.pareto import front, front_document
 from ompq_deploy.prepare import load_model
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.renewal import commit_stage, files_kept, recorded_engine, renew_report
 from ompq_deploy.report.front import front_svg
+from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.settings import PlanSettings
-from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.verify import verdict_document, verify
 from ompq_deploy.verify.engine_outputs import (
     OutputComparison,

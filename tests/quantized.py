@@ -10,12 +10,12 @@ import numpy as np
 import onnxruntime as ort
 
 from ompq_deploy.artifacts import PreparedGraph, QuantizedGraph, QuantizedLayer
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.wide_grids import wide_grids
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize.activations import activation_grid
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
-from ompq_deploy.wide_grids import wide_grids
 
 
 def inputs(graph: PreparedGraph, count: int = 2, seed: int = 0, raw: bool = False) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 
 from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.numerics import along_axis, signed_range
 from tests.models import GraphBuilder
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.passes.bound_masks import MASKED
 from ompq_deploy.prepare import prepare
 from tests import models

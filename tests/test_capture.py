@@ -18,9 +18,9 @@ from ompq_deploy.capture.instrument import bounds
 from ompq_deploy.capture.one_pass import exposed, one_pass_model
 from ompq_deploy.capture.stream import gram_matrix, groups_below, run_streamed
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.prepare import prepare
-from ompq_deploy.sessions import brief_options, start
+from ompq_deploy.runtime.sessions import brief_options, start
 from tests import models
 
 TOLERANCE = 1e-5

@@ -9,7 +9,7 @@ import pytest
 from ompq_deploy.errors import BadInput
 
 torch = pytest.importorskip("torch")
-from ompq_deploy import checkpoint  # noqa: E402
+from ompq_deploy.files import checkpoint  # noqa: E402
 
 RUN = {"model": "a", "settings": {"seed": 0}}
 STATE = {"done": 3, "network": {"weight": torch.arange(6.0).reshape(2, 3)}}

@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ompq_deploy import choice, contest, torch_graph, verbs
+from ompq_deploy import torch_graph, verbs
 from ompq_deploy.allocate import allocate
 from ompq_deploy.artifacts import BitPlan, Budget, Float32, PreparedGraph, QuantizedGraph, Samples, SizeTable
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BackendMissing
-from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import Reference
+from ompq_deploy.evaluate.head_search import find_heads
+from ompq_deploy.evaluate.heads import Reference
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.numerics import packed_bytes
+from ompq_deploy.planning import choice, contest
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.quantize.refined_rounding import refined_rounding
-from ompq_deploy.runner import run_samples
+from ompq_deploy.runtime.runner import run_samples
 from ompq_deploy.settings import PlanSettings
 from tests import models
 from tests.quantized import inputs

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ompq_deploy.artifacts import BitPlan, Budget, PlannedLayer, SizeTable, SolverRecord
-from ompq_deploy.engine_fit import fit_engine, refuse_too_small, stored_constants
 from ompq_deploy.errors import InfeasibleBudget
+from ompq_deploy.limits.engine_fit import fit_engine, refuse_too_small, stored_constants
 
 SIZES = SizeTable(fixed=0, bytes=np.array([[50, 100], [200, 400], [500, 1000]]))
 

@@ -13,7 +13,7 @@ from ompq_deploy.artifacts import Samples
 from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import OmpqError
 from ompq_deploy.prepare import prepare
-from ompq_deploy.runner import ORT_FAILURES, start, with_weights
+from ompq_deploy.runtime.runner import ORT_FAILURES, start, with_weights
 from tests import models
 from tests.quantized import inputs
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.calib import input_specs, load_labelled, load_samples, make_preprocess
 from ompq_deploy.errors import BadInput
-from ompq_deploy.evaluate import are_probabilities, compare, compare_outputs, evaluate, label_ranks, predict
+from ompq_deploy.evaluate.accuracy import are_probabilities, compare, compare_outputs, evaluate, label_ranks, predict
 from tests import models
 
 

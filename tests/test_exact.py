@@ -17,8 +17,8 @@ from ompq_deploy.artifacts import Grid, QuantizedGraph
 from ompq_deploy.export.integer.emit.normalize import emit_square_root
 from ompq_deploy.export.integer.emit.writer import Writer
 from ompq_deploy.export.integer.lower import lower
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import layer_grid
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.simulator.normalize import square_root
 from tests import models
 from tests.exact import evaluate

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ompq_deploy.calib import input_specs, load_samples, load_unused, make_preprocess
-from ompq_deploy.fidelity import Fidelity, fidelities
-from ompq_deploy.heads import Head
+from ompq_deploy.evaluate.fidelity import Fidelity, fidelities
+from ompq_deploy.evaluate.heads import Head
 from ompq_deploy.metrics import MetricSettings
 from ompq_deploy.pipeline import deploy
 from ompq_deploy.prepare import prepare

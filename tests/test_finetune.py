@@ -19,9 +19,9 @@ from ompq_deploy.artifacts import QuantizedGraph
 from ompq_deploy.calib import PRESETS, input_specs
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.export.qdq_reader import read_qdq
+from ompq_deploy.files.plan_file import load_plan
 from ompq_deploy.finetune.run import finetune
 from ompq_deploy.finetune.settings import CHECKPOINT_FILE, FinetuneSettings, TrainSettings
-from ompq_deploy.plan_file import load_plan
 from ompq_deploy.prepare import prepare
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.verbs import verify_folder, write_models, write_plan
@@ -125,8 +125,8 @@ def test_training_lowers_the_loss_and_writes_everything(residual_model: Path, se
 
 def test_the_file_written_computes_what_was_measured(residual_model: Path, settings: FinetuneSettings) -> None:
     """The held-out loss of the record is that of the Q/DQ model in onnxruntime."""
+    from ompq_deploy.evaluate.heads import log_softmax
     from ompq_deploy.finetune.data import load_training
-    from ompq_deploy.heads import log_softmax
 
     settings = replace(settings, training=replace(SETTINGS, distill=0.0, epochs=2))
     finetune(residual_model, settings)
@@ -335,7 +335,7 @@ def test_unlabelled_data_are_enough_to_distill(
 
 
 def test_a_checkpoint_of_another_run_is_refused(residual_model: Path, settings: FinetuneSettings) -> None:
-    from ompq_deploy import checkpoint
+    from ompq_deploy.files import checkpoint
 
     path = settings.out / CHECKPOINT_FILE
     path.parent.mkdir()

@@ -12,10 +12,10 @@ import pytest
 from ompq_deploy.calib import PRESETS, input_specs, load_samples
 from ompq_deploy.calib.input_spec import InputSpec
 from ompq_deploy.errors import BadInput
+from ompq_deploy.evaluate.head_search import find_heads
 from ompq_deploy.finetune.data import load_training
 from ompq_deploy.finetune.schedule import rate
 from ompq_deploy.finetune.settings import TrainSettings
-from ompq_deploy.head_search import find_heads
 from tests.finetuning import save_images
 from tests.quantized import quantize_graph
 

@@ -15,9 +15,9 @@ from ompq_deploy.artifacts import Samples
 from ompq_deploy.calib import input_specs, load_samples
 from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import OmpqError
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.prepare import canonicalize, prepare
-from ompq_deploy.runner import start, with_weights
+from ompq_deploy.runtime.runner import start, with_weights
 from tests import models
 from tests.conftest import Run
 from tests.quantized import inputs

@@ -11,17 +11,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ompq_deploy import head_search
 from ompq_deploy.allocate import allocate
 from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, Samples, SizeTable
-from ompq_deploy.contest import hold_contest, split
 from ompq_deploy.errors import BadInput
-from ompq_deploy.head_search import find_heads, output_heads
-from ompq_deploy.heads import Head, Heads, Reference, log_softmax, variation
+from ompq_deploy.evaluate import head_search
+from ompq_deploy.evaluate.head_search import find_heads, output_heads
+from ompq_deploy.evaluate.heads import Head, Heads, Reference, log_softmax, variation
 from ompq_deploy.metrics import Evidence, MetricSettings, round_weights, score
 from ompq_deploy.numerics import packed_bytes
+from ompq_deploy.planning.contest import hold_contest, split
 from ompq_deploy.prepare import prepare
-from ompq_deploy.runner import run_samples
+from ompq_deploy.runtime.runner import run_samples
 from tests import models
 from tests.quantized import inputs
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.passes.input_sizes import open_axes
 from ompq_deploy.prepare import prepare
 from tests import models

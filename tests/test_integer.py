@@ -18,7 +18,7 @@ from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import float_biases
 from ompq_deploy.weight_scale import quantize_weight

@@ -9,7 +9,7 @@ import pytest
 
 from ompq_deploy.export import qdq
 from ompq_deploy.export.lookup import find_lookup
-from ompq_deploy.sizes import size_table
+from ompq_deploy.limits.sizes import size_table
 from tests import models
 from tests.integer import run
 from tests.quantized import inputs, quantize_graph

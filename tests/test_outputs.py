@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ompq_deploy.errors import BadInput
-from ompq_deploy.outputs import STAGING_PREFIX, OutputFolder
+from ompq_deploy.files.outputs import STAGING_PREFIX, OutputFolder
 
 
 def test_files_appear_together_on_a_clean_exit(tmp_path: Path) -> None:

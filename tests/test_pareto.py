@@ -9,7 +9,7 @@ import pytest
 
 from ompq_deploy.allocate import dynamic
 from ompq_deploy.errors import BadInput
-from ompq_deploy.pareto import front, front_document
+from ompq_deploy.planning.pareto import front, front_document
 from ompq_deploy.report.front import front_svg
 from tests.problems import layers, random_problem
 

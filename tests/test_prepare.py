@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.graph.index import GraphIndex, attributes
 from ompq_deploy.prepare import prepare
 from tests import models
 

@@ -17,7 +17,7 @@ from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.export.qdq_reader import read_qdq
-from ompq_deploy.sizes import size_table
+from ompq_deploy.limits.sizes import size_table
 from tests import models
 from tests.quantized import inputs, quantize_graph, with_zero_points
 

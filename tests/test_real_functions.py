@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from ompq_deploy.real_functions import ELEMENTWISE, PLAIN, WITH_SETTINGS, apply
+from ompq_deploy.graph.real_functions import ELEMENTWISE, PLAIN, WITH_SETTINGS, apply
 
 ort.set_default_logger_severity(3)
 BINARY = {"Add", "Div", "Max", "Min", "Mul", "Pow", "PRelu", "Sub"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
-from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import SOFTENED, Head, Heads
+from ompq_deploy.evaluate.head_search import find_heads
+from ompq_deploy.evaluate.heads import SOFTENED, Head, Heads
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize.reconstruct.blocks import find_blocks
 from tests import models

@@ -17,9 +17,9 @@ from ompq_deploy.artifacts import Capture, Layer, PreparedGraph, QuantizedGraph,
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq import qdq_model
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.numerics import signed_range
-from ompq_deploy.placement import layer_grid
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings, columns, quantize
 from ompq_deploy.quantize.activations import activation_grids, symmetric_grid

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.export.integer.resize import whole_weights
-from ompq_deploy.resampling import ROUNDINGS, TRANSFORMS, resized, scaled_length
+from ompq_deploy.graph.resampling import ROUNDINGS, TRANSFORMS, resized, scaled_length
 
 LENGTHS = [(8, 20), (20, 8), (9, 6), (5, 1), (7, 17), (16, 8)]
 WEIGHTED = [

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ompq_deploy.activation_memory import peak_elements
 from ompq_deploy.artifacts import Budget
 from ompq_deploy.errors import BadInput, InfeasibleBudget
-from ompq_deploy.latency import read_latency_table
+from ompq_deploy.limits.activation_memory import peak_elements
+from ompq_deploy.limits.latency import read_latency_table
+from ompq_deploy.limits.resources import bops, resources
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import prepare
-from ompq_deploy.resources import bops, resources
 from ompq_deploy.settings import PlanSettings
 from tests import models
 from tests.problems import layers

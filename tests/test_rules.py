@@ -13,9 +13,9 @@ from ompq_deploy.allocate import allocate
 from ompq_deploy.allocate.residual import residual_ties
 from ompq_deploy.artifacts import Budget, Scores, SizeTable
 from ompq_deploy.errors import BadInput
+from ompq_deploy.limits.rules import Rules, allowed_choices, fixed_widths, matching, tied_groups
 from ompq_deploy.planning import allocation
 from ompq_deploy.prepare import prepare
-from ompq_deploy.rules import Rules, allowed_choices, fixed_widths, matching, tied_groups
 from ompq_deploy.settings import PlanSettings
 from tests import models
 from tests.problems import layers

@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from ompq_deploy import sessions
-from ompq_deploy.sessions import session_options, start
+from ompq_deploy.runtime import sessions
+from ompq_deploy.runtime.sessions import session_options, start
 from tests.models import GraphBuilder
 
 

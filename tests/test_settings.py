@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from ompq_deploy.calib import make_preprocess
+from ompq_deploy.limits.rules import Rules
 from ompq_deploy.quantize import QuantizeSettings
-from ompq_deploy.rules import Rules
 from ompq_deploy.settings import PlanSettings
 
 SETTINGS = PlanSettings(

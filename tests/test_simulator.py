@@ -21,7 +21,7 @@ from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import IntegerConv
 from ompq_deploy.export.integer.rescale import requantize as choose_requantize
 from ompq_deploy.export.integer.rules import Window
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.simulator import quantize_input, requantize, run_program
 from ompq_deploy.simulator.linear import add_bias, convolve
 from tests.quantized import inputs, quantize_graph

@@ -16,7 +16,7 @@ from ompq_deploy.passes.smooth import SMALLEST, candidates, find_smoothing, smoo
 from ompq_deploy.pipeline import deploy
 from ompq_deploy.prepare import prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings
-from ompq_deploy.runner import run_model
+from ompq_deploy.runtime.runner import run_model
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from ompq_deploy.verbs import verify_folder, write_models
 from tests import models

@@ -13,9 +13,9 @@ from onnx import TensorProto, numpy_helper
 
 from ompq_deploy.artifacts import Layer, PreparedGraph, QuantizedGraph
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph, treat
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import moves_values
 from ompq_deploy.numerics import along_axis
-from ompq_deploy.placement import moves_values
 from ompq_deploy.prepare import prepare
 from tests import models
 from tests.quantized import with_zero_points

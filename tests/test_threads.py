@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from threadpoolctl import threadpool_info
 
-from ompq_deploy import threads
 from ompq_deploy.options import THREADS
+from ompq_deploy.runtime import threads
 
 
 def blas_now() -> set[int]:

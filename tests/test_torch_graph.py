@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BackendMissing
+from ompq_deploy.graph.real_functions import ELEMENTWISE, apply
 from ompq_deploy.prepare import prepare
-from ompq_deploy.real_functions import ELEMENTWISE, apply
 from tests.quantized import inputs
 
 TOLERANCE = 1e-4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ompq_deploy.bits import parse_bits
 from ompq_deploy.errors import BadInput
+from ompq_deploy.limits.bits import parse_bits
 from ompq_deploy.units import format_bytes, parse_size
 
 

@@ -18,9 +18,9 @@ from onnx import numpy_helper
 
 from ompq_deploy import pipeline
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
-from ompq_deploy.lock import sha256_of
+from ompq_deploy.files.lock import sha256_of
+from ompq_deploy.files.plan_file import load_plan
 from ompq_deploy.metrics import MetricSettings
-from ompq_deploy.plan_file import load_plan
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.settings import DeploySettings, PlanSettings

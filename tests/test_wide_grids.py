@@ -14,10 +14,10 @@ from ompq_deploy.artifacts import Grid, Samples
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.lower import lower
-from ompq_deploy.grids_file import GRIDS_FILE, grids_document, read_wide_grids
-from ompq_deploy.outputs import OutputFolder
+from ompq_deploy.files.grids_file import GRIDS_FILE, grids_document, read_wide_grids
+from ompq_deploy.files.outputs import OutputFolder
+from ompq_deploy.graph.wide_grids import constant_grid, wide_grid, wide_grids
 from ompq_deploy.prepare import prepare
-from ompq_deploy.wide_grids import constant_grid, wide_grid, wide_grids
 from tests import models
 from tests.integer import assert_equal_to_reference
 from tests.models import GraphBuilder

@@ -1,6 +1,6 @@
 """Pick a weight width for every layer under hard budgets: the one stage between scores and quantization.
 
-`problem.py` states the problem; each solver is one file; `rules.py` is what the user fixes beforehand.
+`problem.py` states the problem; each solver is one file; `limits/rules.py` is what the user fixes beforehand.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ompq_deploy.allocate.problem import Int64, Problem, Solution
 from ompq_deploy.allocate.solvers import SOLVERS, run_solver
 from ompq_deploy.artifacts import BitPlan, Budget, Layer, PlannedLayer, Resource, Scores, SizeTable, SolverRecord
 from ompq_deploy.errors import BadInput
-from ompq_deploy.rules import Rules, allowed_choices, fixed_widths, spread_over_ties, tied_groups
+from ompq_deploy.limits.rules import Rules, allowed_choices, fixed_widths, spread_over_ties, tied_groups
 
 __all__ = ["SOLVERS", "Rules", "allocate", "build_problem", "plan_of", "solve"]
 

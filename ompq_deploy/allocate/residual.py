@@ -7,7 +7,7 @@ width. A shortcut that other layers read too, as between MobileNetV2's blocks, t
 from __future__ import annotations
 
 from ompq_deploy.artifacts import PreparedGraph
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 
 def residual_ties(graph: PreparedGraph) -> tuple[tuple[str, ...], ...]:

@@ -18,8 +18,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.sessions import brief_options, start
+from ompq_deploy.graph.index import attributes
+from ompq_deploy.runtime.sessions import brief_options, start
 
 BLOCKED_DOMAIN = "com.microsoft.nchwc"
 LARGEST_BLOCK = 16

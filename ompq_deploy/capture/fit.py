@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ompq_deploy.artifacts import PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
-from ompq_deploy.runner import ORT_FAILURES
+from ompq_deploy.runtime.runner import ORT_FAILURES
 
 
 @contextmanager

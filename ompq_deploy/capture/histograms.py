@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Histogram, PreparedGraph, Samples
-from ompq_deploy.sessions import brief_options, start
+from ompq_deploy.runtime.sessions import brief_options, start
 
 BINS = 2048
 """On either side of zero."""

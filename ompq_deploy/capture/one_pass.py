@@ -19,8 +19,8 @@ from ompq_deploy.capture.blocked import optimize
 from ompq_deploy.capture.instrument import Reduction, instrument, views
 from ompq_deploy.capture.statistics import Results, Statistics, read_grams, read_means, read_ranges
 from ompq_deploy.capture.taps import Taps, View, tap
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.sessions import brief_options, start
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.runtime.sessions import brief_options, start
 
 
 def run_one_pass(graph: PreparedGraph, samples: Samples, threads: int) -> Statistics | None:

@@ -20,7 +20,7 @@ from ompq_deploy.capture.instrument import Reduction, instrument, views
 from ompq_deploy.capture.statistics import Statistics, read_means, read_ranges
 from ompq_deploy.capture.taps import Taps, View, tap
 from ompq_deploy.errors import BadInput
-from ompq_deploy.sessions import brief_options, start
+from ompq_deploy.runtime.sessions import brief_options, start
 
 MEMORY_LIMIT = 512 << 20
 COLUMN_BLOCK = 1 << 15

@@ -23,8 +23,8 @@ from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, Qu
 from ompq_deploy.export import storage
 from ompq_deploy.export.lookup import find_lookup
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.graph_index import GraphIndex, made_in_branches, reads
-from ompq_deploy.placement import layer_grid
+from ompq_deploy.graph.index import GraphIndex, made_in_branches, reads
+from ompq_deploy.graph.placement import layer_grid
 
 PRODUCER = "ompq-deploy"
 

@@ -14,7 +14,7 @@ import string
 from collections.abc import Iterable
 
 from ompq_deploy.artifacts import PreparedGraph
-from ompq_deploy.graph_index import made_in_branches
+from ompq_deploy.graph.index import made_in_branches
 
 
 class QdqNames:

@@ -13,9 +13,9 @@ from ompq_deploy.artifacts import BitPlan, Float64, Grid, Layer, PreparedGraph, 
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.export.storage import needs_function, store_codes
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.numerics import unpack_bits
-from ompq_deploy.placement import layer_grid
 
 
 def read_qdq(model: onnx.ModelProto, graph: PreparedGraph, plan: BitPlan) -> QuantizedGraph:

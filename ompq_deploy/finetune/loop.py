@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ompq_deploy import checkpoint
 from ompq_deploy.artifacts import QuantizedGraph
 from ompq_deploy.errors import BadInput
+from ompq_deploy.files import checkpoint
 from ompq_deploy.finetune.batches import Batch, Batches
 from ompq_deploy.finetune.distributed import World
 from ompq_deploy.finetune.held_out import Held, measure
@@ -27,7 +27,7 @@ from ompq_deploy.finetune.optimizer import Optimizer
 from ompq_deploy.finetune.schedule import rate
 from ompq_deploy.finetune.settings import TrainSettings
 from ompq_deploy.finetune.start import centred, values_per_sample
-from ompq_deploy.timing import Listener
+from ompq_deploy.runtime.timing import Listener
 from ompq_deploy.torch_graph.graph import TorchGraph
 
 TELL_EVERY = 1.0

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ompq_deploy.heads import Heads
+from ompq_deploy.evaluate.heads import Heads
 
 
 class Objective:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.files.outputs import OutputFolder
+from ompq_deploy.files.plan_file import check_plan_fits, check_samples_fit, load_plan
 from ompq_deploy.finetune.settings import FinetuneSettings
 from ompq_deploy.finish import Decided, Deployment, finish
-from ompq_deploy.outputs import OutputFolder
 from ompq_deploy.pipeline import (
     calibration_samples,
     engine_backend,
@@ -19,10 +20,9 @@ from ompq_deploy.pipeline import (
     run_capture,
     run_quantize,
 )
-from ompq_deploy.plan_file import check_plan_fits, check_samples_fit, load_plan
+from ompq_deploy.runtime.threads import resolved
+from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.settings import DeploySettings, PlanSettings
-from ompq_deploy.threads import resolved
-from ompq_deploy.timing import Listener, Stopwatch
 from ompq_deploy.torch_graph import require_torch
 
 

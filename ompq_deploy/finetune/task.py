@@ -10,15 +10,15 @@ from ompq_deploy.artifacts import PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.augment import chosen_augmentation
 from ompq_deploy.calib import Preprocess, input_specs
 from ompq_deploy.errors import BadInput
+from ompq_deploy.evaluate.head_search import find_heads
+from ompq_deploy.evaluate.heads import Heads
 from ompq_deploy.finetune.batches import Batches
 from ompq_deploy.finetune.data import load_training
 from ompq_deploy.finetune.distributed import World
 from ompq_deploy.finetune.loop import Task
 from ompq_deploy.finetune.objective import Objective
 from ompq_deploy.finetune.settings import CHECKPOINT_FILE, FinetuneSettings
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import Heads
+from ompq_deploy.graph.index import GraphIndex
 
 
 def make_task(

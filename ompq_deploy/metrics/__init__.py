@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples, Scores
 from ompq_deploy.errors import BadInput
-from ompq_deploy.heads import Heads
+from ompq_deploy.evaluate.heads import Heads
 from ompq_deploy.metrics import baselines, orm
 from ompq_deploy.metrics.granularity import GRANULARITIES, groups
 from ompq_deploy.metrics.hawq import hawq
 from ompq_deploy.metrics.mpqco import mpqco
 from ompq_deploy.metrics.rounding import Rounding, round_weights
-from ompq_deploy.timing import Listener, within
+from ompq_deploy.runtime.timing import Listener, within
 
 if TYPE_CHECKING:
     from ompq_deploy.metrics.gradients import Problem
@@ -54,7 +54,7 @@ PASSES_PER_PROBE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSettings:
-    """Which sensitivity, and its parameters. `auto` is the contest of all (`contest.py`)."""
+    """Which sensitivity, and its parameters. `auto` is the contest of all (`planning/contest.py`)."""
 
     name: str = "auto"
     estimator: str = "debiased"
@@ -82,7 +82,7 @@ class Evidence:
     @cached_property
     def heads(self) -> Heads:
         """What the network is compared by."""
-        from ompq_deploy.head_search import find_heads
+        from ompq_deploy.evaluate.head_search import find_heads
 
         return find_heads(self.graph, self.samples, self.threads)
 
@@ -96,7 +96,7 @@ def score(evidence: Evidence, settings: MetricSettings) -> Scores:
 
 def take(samples: Samples, count: int) -> Samples:
     """`count` of the samples, evenly spread; all of them where there are no more."""
-    from ompq_deploy.runner import select
+    from ompq_deploy.runtime.runner import select
 
     return select(samples, _spread(count, len(samples)))
 
@@ -169,7 +169,7 @@ def _kl_refined(evidence: Evidence, _: MetricSettings) -> Scores:
             fix="give Evidence.refined, or choose kl",
         )
     from ompq_deploy.metrics.output_error import output_error
-    from ompq_deploy.runner import select
+    from ompq_deploy.runtime.runner import select
 
     total = len(evidence.samples)
     scored = _spread(min(_affordable_for_kl(evidence), max(total // 2, 1)), total)

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
-from ompq_deploy.heads import Heads
+from ompq_deploy.evaluate.heads import Heads
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runner import feeds, size_of
-from ompq_deploy.threads import granted
+from ompq_deploy.runtime.runner import feeds, size_of
+from ompq_deploy.runtime.threads import granted
 from ompq_deploy.torch_graph.graph import TorchGraph
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 GRANULARITIES = ("layer", "block", "stage", "net")
 

@@ -6,9 +6,9 @@ Networks via Constrained Optimization", ICCV 2021).
 p is the softmax output and y the label, or the model's own top class where the samples have none. The first-order
 term vanishes at a trained optimum, and sum_n g g^T stands for the Hessian (Gauss-Newton in output probabilities).
 
-For any other network the loss is ||W (y' - y)||^2, the mean relative squared error of the heads (`heads.py`), whose
-Gauss-Newton form is the same formula with g_in = grad of <r_n, W y(x_n)>, r_n random signs: E_r <r, W J dw>^2 =
-||W J dw||^2.
+For any other network the loss is ||W (y' - y)||^2, the mean relative squared error of the heads
+(`evaluate/heads.py`), whose Gauss-Newton form is the same formula with g_in = grad of <r_n, W y(x_n)>, r_n random
+signs: E_r <r, W J dw>^2 = ||W J dw||^2.
 """
 
 from __future__ import annotations

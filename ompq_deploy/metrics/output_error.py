@@ -1,7 +1,7 @@
 """`kl`: quantize one layer at a time and measure how far the network's outputs move, in onnxruntime.
 
     loss_i(b) = divergence(f(x; w), f(x; w with w_i = Q_b(w_i)))      softened output KL, or the mean relative squared
-                                                                      error of the heads (`heads.py`)
+                                                                      error of the heads (`evaluate/heads.py`)
 
 Everything before layer i is as in the float network, so only the nodes behind it run, fed with tensors kept from
 one float pass. One session per layer, with that layer's weight as an input, serves all widths; the sessions share the
@@ -19,11 +19,11 @@ import onnxruntime as ort
 from onnx import helper
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph, Samples, Scores
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.heads import SOFTENED, Heads, Reference
+from ompq_deploy.evaluate.heads import SOFTENED, Heads, Reference
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runner import by_sample, feeds, returning, size_of, start
-from ompq_deploy.timing import Listener, counted, within
+from ompq_deploy.runtime.runner import by_sample, feeds, returning, size_of, start
+from ompq_deploy.runtime.timing import Listener, counted, within
 
 
 def output_error(

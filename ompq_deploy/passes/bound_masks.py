@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ompq_deploy.graph_index import GraphIndex, unused_name
-from ompq_deploy.placement import moves_values
+from ompq_deploy.graph.index import GraphIndex, unused_name
+from ompq_deploy.graph.placement import moves_values
 
 MASKED = -256.0
 """A score that much lower has the probability 0 in float32, unless it was 150 above all others."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ompq_deploy.artifacts import Float32, Layer, PreparedGraph
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 HOMOGENEOUS = frozenset(("Relu", "LeakyRelu", "PRelu"))
 ROUNDS = 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 
 def fix_baked_batch(model: onnx.ModelProto) -> bool:

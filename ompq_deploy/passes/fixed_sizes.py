@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 BATCHES = (2, 3)
 """Neither is 1, which broadcasting treats in its own way."""

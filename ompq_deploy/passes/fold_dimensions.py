@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.passes.fixed_sizes import Shapes, fixed_sizes
 
 UNKNOWN = -1

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from ompq_deploy.graph_index import unused_name
+from ompq_deploy.graph.index import unused_name
 
 FUSED_AFTER_A_LAYER = frozenset(("BatchNormalization", "Add"))
 LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.graph.index import GraphIndex, attributes
 
 LAST_WITHOUT = 10
 """The last opset whose Resize does not tell its coordinates; up to 9 it is called Upsample."""

@@ -11,8 +11,8 @@ from collections.abc import Hashable
 
 import onnx
 
-from ompq_deploy.graph_index import GraphIndex, reads, unused_name
-from ompq_deploy.layers import is_layer, weight_use
+from ompq_deploy.graph.index import GraphIndex, reads, unused_name
+from ompq_deploy.graph.layers import is_layer, weight_use
 
 WEIGHT = 1
 

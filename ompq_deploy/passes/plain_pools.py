@@ -1,9 +1,9 @@
 """Write MaxPool and AveragePool in the form that onnx and every runtime take alike.
 
-Ceil mode becomes pads at the end (`pads.py`) where sizes are known: onnx infers one position more than there is where
-the last window would start in the padding. In the integer pool that onnxruntime makes of an AveragePool between grids,
-it counts wrongly what hangs over in ceil mode beside pads that count, and takes no dilations, ones of 1 neither. So the
-latter go, and the former become a Pad.
+Ceil mode becomes pads at the end (`graph/pads.py`) where sizes are known: onnx infers one position more than there is
+where the last window would start in the padding. In the integer pool that onnxruntime makes of an AveragePool between
+grids, it counts wrongly what hangs over in ceil mode beside pads that count, and takes no dilations, ones of 1 neither.
+So the latter go, and the former become a Pad.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ompq_deploy.pads import ceil_ends, positions
+from ompq_deploy.graph.pads import ceil_ends, positions
 
 POOLS = frozenset(("AveragePool", "MaxPool"))
 

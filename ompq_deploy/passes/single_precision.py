@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from ompq_deploy.graph_index import branches
+from ompq_deploy.graph.index import branches
 
 HALVES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")

@@ -28,7 +28,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph
-from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.graph.index import GraphIndex, attributes
 from ompq_deploy.passes.equalize import (
     HOMOGENEOUS,
     activation_axis,

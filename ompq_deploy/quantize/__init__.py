@@ -22,19 +22,19 @@ from ompq_deploy.artifacts import (
 )
 from ompq_deploy.augment import chosen_augmentation, copies_for
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.graph.index import GraphIndex, attributes
+from ompq_deploy.graph.placement import layer_grid
+from ompq_deploy.graph.wide_grids import wide_grids
 from ompq_deploy.numerics import along_axis
-from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize.activations import METHODS, activation_grids
 from ompq_deploy.quantize.bias_correction import mean_output_error, reads_channels_of
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
 from ompq_deploy.quantize.refine import RefineSettings, Weigh, refine
-from ompq_deploy.timing import Listener
+from ompq_deploy.runtime.timing import Listener
 from ompq_deploy.torch_graph import require_torch
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
-from ompq_deploy.wide_grids import wide_grids
 
 EFFORTS = ("quick", "default", "extensive")
 """quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`);
@@ -139,7 +139,7 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
 
 
 def _by_output(graph: PreparedGraph, samples: Samples, seed: int, threads: int) -> Weigh:
-    from ompq_deploy.head_search import find_heads
+    from ompq_deploy.evaluate.head_search import find_heads
     from ompq_deploy.quantize.reconstruct.fisher import position_weights
 
     heads = find_heads(graph, samples, threads)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 Float64 = NDArray[np.float64]
 PRODUCTS = ("Gemm", "MatMul")

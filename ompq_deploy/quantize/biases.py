@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ompq_deploy.artifacts import Float32, Grid, Layer
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import layer_grid
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 
 BIAS_LIMIT = 2.0**30
 """Bias codes stay below this, which leaves half of int32 for the products; bias correction moves them little."""

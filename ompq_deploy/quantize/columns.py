@@ -19,8 +19,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.pads import transposed_pads
+from ompq_deploy.graph.index import attributes
+from ompq_deploy.graph.pads import transposed_pads
 
 MOST_COLUMNS = 4608
 """A 3 x 3 kernel on 512 channels. The covariances of a first fully connected layer (9,216 inputs in AlexNet, 25,088 in

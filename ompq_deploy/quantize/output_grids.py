@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64, Grid, Layer, PreparedGraph, Samples
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import layer_grid
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.quantize import columns
 from ompq_deploy.quantize.covariance import draw_positions
 from ompq_deploy.quantize.stream import Stream, pieces

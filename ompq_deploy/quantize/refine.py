@@ -26,16 +26,16 @@ from onnx import helper
 
 from ompq_deploy.artifacts import Float32, Grid, Layer, PreparedGraph, QuantizedLayer, Samples
 from ompq_deploy.augment import with_copies
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.numerics import along_axis
-from ompq_deploy.placement import layer_grid
 from ompq_deploy.quantize import columns, gptq
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
 from ompq_deploy.quantize.shrinkage import STEPS, best_shrinkage, shrunk
 from ompq_deploy.quantize.stream import Head, Stream, pieces
 from ompq_deploy.quantize.target import fitted_target
-from ompq_deploy.timing import Listener, counted
+from ompq_deploy.runtime.timing import Listener, counted
 
 DAMPING = 0.01
 

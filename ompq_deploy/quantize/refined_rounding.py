@@ -14,13 +14,13 @@ from functools import reduce
 import numpy as np
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.metrics.rounding import Rounding, rounding_errors
 from ompq_deploy.quantize.biases import float_biases
 from ompq_deploy.quantize.covariance import Moments
 from ompq_deploy.quantize.refine import RefineSettings, measure, rounding_problem
 from ompq_deploy.quantize.stream import Stream, pieces
-from ompq_deploy.timing import Listener, counted
+from ompq_deploy.runtime.timing import Listener, counted
 
 
 def refined_rounding(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, PreparedGraph, Samples
-from ompq_deploy.graph_index import GraphIndex, reads
-from ompq_deploy.sessions import session_options, start
+from ompq_deploy.graph.index import GraphIndex, reads
+from ompq_deploy.runtime.sessions import session_options, start
 
 if TYPE_CHECKING:
     import onnxruntime as ort

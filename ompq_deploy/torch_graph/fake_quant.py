@@ -23,9 +23,9 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from ompq_deploy.artifacts import Float32, Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.numerics import along_axis, signed_range
-from ompq_deploy.placement import layer_grid
 from ompq_deploy.torch_graph.graph import TorchGraph
 
 INSIDE = 0.49

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.errors import BackendMissing
-from ompq_deploy.graph_index import attributes
+from ompq_deploy.graph.index import attributes
 from ompq_deploy.torch_graph import elementwise, movement, spatial
 
 Operator = Callable[..., "Tensor | Sequence[Tensor]"]

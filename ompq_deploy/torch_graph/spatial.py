@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ompq_deploy.pads import transposed_pads
-from ompq_deploy.resampling import Taps, resized, scaled_length
+from ompq_deploy.graph.pads import transposed_pads
+from ompq_deploy.graph.resampling import Taps, resized, scaled_length
 from ompq_deploy.torch_graph.movement import pad_axis
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -133,7 +133,7 @@ def layer_normalization(x: Tensor, scale: Tensor, bias: Tensor | None = None, *,
 def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *,
            axes: Sequence[int] | None = None, keep_aspect_ratio_policy: str = "stretch",
            **settings: Any) -> Tensor:  # fmt: skip
-    """One axis after the other, as `resampling.py` says."""
+    """One axis after the other, as `graph/resampling.py` says."""
     by_scale = scales is not None and scales.numel() > 0
     amounts = (scales if by_scale else sizes).tolist()  # type: ignore[union-attr]
     lengths = [x.shape[axis] for axis in axes or range(x.ndim)]

@@ -23,7 +23,7 @@ from ompq_deploy.export.integer.check import float_tensors_inside
 from ompq_deploy.export.integer.emit import accumulator, storage_zero, stored
 from ompq_deploy.export.integer.program import IntegerProgram, leaves_accumulator, leaves_integers
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.runner import ORT_FAILURES, returning, start
+from ompq_deploy.runtime.runner import ORT_FAILURES, returning, start
 from ompq_deploy.simulator import ProgramRun, run_program
 from ompq_deploy.verify.endings import EndingTally, compared_endings, endings_check
 from ompq_deploy.verify.rounding import Rounded, most_by_chance, rounded_before

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.export.integer.program import IntegerProgram
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import grid_tensor
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import grid_tensor
 from ompq_deploy.verify.verdict import Check
 
 MIN_SQNR_DB = 40.0

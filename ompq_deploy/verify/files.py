@@ -13,8 +13,8 @@ from typing import Any
 from ompq_deploy.artifacts import QuantizedGraph, Samples
 from ompq_deploy.export.tensorrt.backend import Backend, probe
 from ompq_deploy.export.tensorrt.inspect import read_engine
-from ompq_deploy.grids_file import GRIDS_FILE, grids_document
-from ompq_deploy.lock import layer_digests, sha256_of
+from ompq_deploy.files.grids_file import GRIDS_FILE, grids_document
+from ompq_deploy.files.lock import layer_digests, sha256_of
 from ompq_deploy.verify.verdict import Check
 
 

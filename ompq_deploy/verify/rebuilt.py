@@ -17,7 +17,7 @@ from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.export.integer.emit import accumulator, stored
 from ompq_deploy.export.integer.program import IntegerProgram
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.verify.verdict import Check
 
 Owners = Mapping[str, str]

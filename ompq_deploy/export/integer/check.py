@@ -13,7 +13,7 @@ from collections.abc import Container
 import onnx
 from onnx import TensorProto
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 FLOATING = frozenset(
     number

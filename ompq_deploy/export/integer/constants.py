@@ -9,8 +9,8 @@ import numpy as np
 from ompq_deploy.artifacts import Grid
 from ompq_deploy.export.integer.program import IntegerConstant
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.groups import Group
-from ompq_deploy.wide_grids import constant_grid
+from ompq_deploy.graph.groups import Group
+from ompq_deploy.graph.wide_grids import constant_grid
 
 
 def constant_grids(scope: Scope, groups: Iterable[Group]) -> dict[str, Grid]:

@@ -26,8 +26,8 @@ from ompq_deploy.export.integer.program import (
 from ompq_deploy.export.integer.rescale import clamp_codes, requantize, share_shift, shift_clamp, sum_steps
 from ompq_deploy.export.integer.rules import Requantize
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.groups import Group, is_clamp
+from ompq_deploy.graph.groups import Group, is_clamp
+from ompq_deploy.graph.index import attributes
 from ompq_deploy.numerics import along_axis
 
 LARGEST_QUOTIENT = 1 << 16

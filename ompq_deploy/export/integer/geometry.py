@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.rules import Int64, Window
-from ompq_deploy.graph_index import GraphIndex, attributes
-from ompq_deploy.pads import ceil_ends, positions, transposed_pads
+from ompq_deploy.graph.index import GraphIndex, attributes
+from ompq_deploy.graph.pads import ceil_ends, positions, transposed_pads
 
 
 def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) -> Window:

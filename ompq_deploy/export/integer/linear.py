@@ -25,8 +25,8 @@ from ompq_deploy.export.integer.program import TENSORRT, IntegerConv, IntegerMat
 from ompq_deploy.export.integer.rescale import accumulator_limit, check_accumulator, clamp_codes, requantize
 from ompq_deploy.export.integer.rules import FloatRescale, Int64, Requantize
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.groups import Group
+from ompq_deploy.graph.groups import Group
+from ompq_deploy.graph.index import attributes
 from ompq_deploy.numerics import along_axis
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")

@@ -39,7 +39,7 @@ from ompq_deploy.export.integer.resize import lower_resize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.export.integer.settings import lower_setting, needed_settings
 from ompq_deploy.export.integer.table import lower_function
-from ompq_deploy.groups import Group, trace_group
+from ompq_deploy.graph.groups import Group, trace_group
 
 NO_FORM = "no integer form"
 FLOAT_BETWEEN = "floating point between integer layers"

@@ -10,7 +10,7 @@ from ompq_deploy.export.integer.linear import lower_layer
 from ompq_deploy.export.integer.program import IntegerTensorProduct, Operation
 from ompq_deploy.export.integer.rescale import check_accumulator, requantize
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.groups import Group
+from ompq_deploy.graph.groups import Group
 
 
 def lower_matmul(scope: Scope, group: Group) -> Operation | tuple[Operation, ...]:

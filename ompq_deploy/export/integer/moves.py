@@ -15,8 +15,8 @@ from ompq_deploy.export.integer.elementwise import rescaled
 from ompq_deploy.export.integer.geometry import window_of
 from ompq_deploy.export.integer.program import PAD_VALUE_POSITION, IntegerMaxPool, IntegerMove, Operation
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.groups import Group
+from ompq_deploy.graph.groups import Group
+from ompq_deploy.graph.index import attributes
 
 Setting = NDArray[Any] | str | None
 PLAIN_MOVES = frozenset(

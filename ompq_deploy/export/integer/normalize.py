@@ -27,8 +27,8 @@ from ompq_deploy.export.integer.program import (
 )
 from ompq_deploy.export.integer.rescale import requantize, share_shift, shift_clamp
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.groups import Group
+from ompq_deploy.graph.groups import Group
+from ompq_deploy.graph.index import attributes
 from ompq_deploy.numerics import along_axis
 
 LARGEST_COUNT = 1 << 20

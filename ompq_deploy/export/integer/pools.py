@@ -16,8 +16,8 @@ from ompq_deploy.export.integer.program import IntegerAveragePool, IntegerMean, 
 from ompq_deploy.export.integer.rescale import check_accumulator, requantize
 from ompq_deploy.export.integer.rules import Int64, Window
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.groups import Group
+from ompq_deploy.graph.groups import Group
+from ompq_deploy.graph.index import attributes
 
 
 def lower_average_pool(scope: Scope, group: Group) -> IntegerAveragePool:

@@ -1,4 +1,4 @@
-"""Lower Resize and Upsample to integers, one axis after the other, with the elements and weights of `resampling.py`.
+"""Lower Resize and Upsample to integers axis by axis, with the elements and weights of `graph/resampling.py`.
 
     nearest          y[i] = x[index[i]]
     linear, cubic    y[i] = sum_t w[t, i] x[index[t, i]] / 2^k,     w = round(weight 2^k),  sum_t w[t, i] = 2^k
@@ -22,9 +22,9 @@ from ompq_deploy.export.integer.elementwise import rescaled
 from ompq_deploy.export.integer.program import IntegerInterpolation, IntegerMove, Operation
 from ompq_deploy.export.integer.rescale import requantize
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.graph_index import attributes
-from ompq_deploy.groups import Group
-from ompq_deploy.resampling import Taps, resized, scaled_length
+from ompq_deploy.graph.groups import Group
+from ompq_deploy.graph.index import attributes
+from ompq_deploy.graph.resampling import Taps, resized, scaled_length
 
 BATCH = 0
 WEIGHT_BITS = 12

@@ -10,8 +10,8 @@ import onnx
 
 from ompq_deploy.artifacts import Grid, QuantizedGraph, QuantizedLayer
 from ompq_deploy.export.integer.coverage import NotCovered
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import grid_tensor, moves_values
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import grid_tensor, moves_values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ import onnx
 from ompq_deploy.artifacts import Float64
 from ompq_deploy.export.integer.program import IntegerTable
 from ompq_deploy.export.integer.scope import Scope
-from ompq_deploy.graph_index import GraphIndex, attributes
-from ompq_deploy.groups import Group
-from ompq_deploy.real_functions import apply
+from ompq_deploy.graph.groups import Group
+from ompq_deploy.graph.index import GraphIndex, attributes
+from ompq_deploy.graph.real_functions import apply
 
 
 def lower_function(scope: Scope, group: Group) -> IntegerTable:

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import QuantizedGraph, QuantizedLayer
 from ompq_deploy.export.tensorrt.half import to_half
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import CLAMPS, RESCALES, grid_tensor, place_activations
 from ompq_deploy.numerics import pack_bits
-from ompq_deploy.placement import CLAMPS, RESCALES, grid_tensor, place_activations
 
 INTEGER_OPS = frozenset(("Add",)) | CLAMPS | RESCALES
 """Operators that read quantized activations when their own result is wanted quantized."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ompq_deploy.artifacts import QuantizedGraph, Samples
 from ompq_deploy.errors import BadInput
-from ompq_deploy.timing import Listener
+from ompq_deploy.runtime.timing import Listener
 from ompq_deploy.torch_graph import require_torch
 
 CHECKPOINT_FILE = ".ompq-resume"

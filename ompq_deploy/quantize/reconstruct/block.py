@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.quantize.reconstruct.blocks import Block
 from ompq_deploy.quantize.reconstruct.prefix import Tensors, in_chunks, take
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph, bias_name

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import onnx
 
 from ompq_deploy.artifacts import PreparedGraph
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.head_search import compared_tensors
+from ompq_deploy.evaluate.head_search import compared_tensors
+from ompq_deploy.graph.index import GraphIndex
 
 MOST_LAYERS = 12
 JOINED = 4

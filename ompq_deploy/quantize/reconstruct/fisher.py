@@ -1,7 +1,7 @@
 """How much each element of a tensor inside matters to the network: the diagonal of its Fisher information.
 
     w = E_v (J^T v)^2,   E v v^T = F         J: the network's outputs in the tensor, at the float network
-                                             F: the metric of those outputs (`heads.py`)
+                                             F: the metric of those outputs (`evaluate/heads.py`)
     classifier       KL(p || p') ~ 1/2 dz^T F dz,  F = diag(p) - p p^T       v = sqrt(p) r - p <sqrt(p), r>
     anything else    ||W dy||^2,                   F = W^2                   v = W r           r: random signs
 
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.heads import SOFTENED, Heads
+from ompq_deploy.evaluate.heads import SOFTENED, Heads
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.quantize.reconstruct.prefix import Tensors, in_chunks
 from ompq_deploy.torch_graph.graph import TorchGraph, best_device, on_device
 

@@ -14,21 +14,21 @@ from typing import Any
 
 import torch
 
-from ompq_deploy import checkpoint as files
 from ompq_deploy.artifacts import PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.augment import copies_for, with_copies
 from ompq_deploy.errors import BadInput
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import Heads
+from ompq_deploy.evaluate.head_search import find_heads
+from ompq_deploy.evaluate.heads import Heads
+from ompq_deploy.files import checkpoint as files
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.quantize.reconstruct import FISHER, ReconstructSettings
 from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork
 from ompq_deploy.quantize.reconstruct.blocks import Block, find_blocks
 from ompq_deploy.quantize.reconstruct.fisher import fisher_weights
 from ompq_deploy.quantize.reconstruct.learn import learn
 from ompq_deploy.quantize.reconstruct.prefix import Prefix, Tensors
-from ompq_deploy.threads import resolved
-from ompq_deploy.timing import Listener
+from ompq_deploy.runtime.threads import resolved
+from ompq_deploy.runtime.timing import Listener
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph
 from ompq_deploy.torch_graph.graph import best_device
 

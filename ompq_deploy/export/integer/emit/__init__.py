@@ -51,7 +51,7 @@ from ompq_deploy.export.integer.program import (
     IntegerTensorProduct,
     IntegerZeroInsertion,
 )
-from ompq_deploy.graph_index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex
 
 __all__ = ["accumulator", "integer_model", "storage_type", "storage_zero", "stored"]
 

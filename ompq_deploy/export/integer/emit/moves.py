@@ -9,7 +9,7 @@ from onnx import TensorProto
 from ompq_deploy.export.integer.emit.rescale import requantize
 from ompq_deploy.export.integer.emit.writer import Writer, stored
 from ompq_deploy.export.integer.program import PAD_VALUE_POSITION, IntegerInterpolation, IntegerMove, IntegerSetting
-from ompq_deploy.graph_index import attributes
+from ompq_deploy.graph.index import attributes
 
 
 def emit_move(writer: Writer, move: IntegerMove) -> None:

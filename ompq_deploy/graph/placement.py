@@ -19,7 +19,7 @@ from collections.abc import Container, Iterable
 import onnx
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.graph.index import GraphIndex, attributes
 
 MOVES_VALUES = frozenset(
     ("MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Split",

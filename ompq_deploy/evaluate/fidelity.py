@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
-from ompq_deploy.head_search import output_heads
-from ompq_deploy.heads import Head
-from ompq_deploy.runner import run_model, select
+from ompq_deploy.evaluate.head_search import output_heads
+from ompq_deploy.evaluate.heads import Head
+from ompq_deploy.runtime.runner import run_model, select
 
 MOST_SAMPLES = 16
 

@@ -9,18 +9,18 @@ from functools import partial
 import numpy as np
 
 from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samples, Scores
-from ompq_deploy.contest import Contest, Refine, captured_rows, folds, hold_contest, split
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, round_weights, score
-from ompq_deploy.pareto import halfway
 from ompq_deploy.planning import Allocation
+from ompq_deploy.planning.contest import Contest, Refine, captured_rows, folds, hold_contest, split
+from ompq_deploy.planning.pareto import halfway
 from ompq_deploy.quantize import quantize
 from ompq_deploy.quantize.columns import parts
 from ompq_deploy.quantize.refined_rounding import refined_rounding
-from ompq_deploy.runner import run_model, select
+from ompq_deploy.runtime.runner import run_model, select
+from ompq_deploy.runtime.timing import Listener, Stopwatch, within
 from ompq_deploy.settings import PlanSettings
-from ompq_deploy.timing import Listener, Stopwatch, within
 
 FINALISTS = {"default": 2, "extensive": len(CONTESTANTS)}
 """Plans refined beside that of `kl-refined` before one is chosen, on small networks; on others it is one or none."""

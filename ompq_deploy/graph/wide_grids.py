@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Grid, Layer
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.groups import trace_group
-from ompq_deploy.placement import moves_values
+from ompq_deploy.graph.groups import trace_group
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import moves_values
 
 WIDE_BITS = 16
 HEADROOM = 0.5

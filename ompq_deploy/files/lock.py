@@ -15,8 +15,8 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from ompq_deploy.artifacts import QuantizedGraph
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import layer_grid
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import layer_grid
 
 PLAN_FILE = "plan.json"
 VERDICT_FILE = "verify.json"

@@ -11,10 +11,10 @@ from ompq_deploy.allocate.problem import Problem
 from ompq_deploy.allocate.residual import residual_ties
 from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, Resource, Scores, SizeTable
 from ompq_deploy.errors import BadInput
-from ompq_deploy.latency import read_latency_table
-from ompq_deploy.resources import resources
+from ompq_deploy.limits.latency import read_latency_table
+from ompq_deploy.limits.resources import resources
+from ompq_deploy.limits.sizes import size_table
 from ompq_deploy.settings import PlanSettings
-from ompq_deploy.sizes import size_table
 from ompq_deploy.units import parse_count, parse_size, parse_time
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.graph_index import GraphIndex, attributes
+from ompq_deploy.graph.index import GraphIndex, attributes
 
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ACTIVATION_OPS = frozenset(

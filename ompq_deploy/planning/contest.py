@@ -3,7 +3,7 @@
     winner = argmin over metrics of  d(f(x; w), f(x; Q(w)))          mean over samples that no metric has seen
 
 Q(w) are the weights rounded as the plan says; d is the root of the output KL, or the relative error of the head that
-errs most (`distance` in `heads.py`, which says why the root). Every fourth sample is held out; with fewer than
+errs most (`distance` in `evaluate/heads.py`, which says why the root). Every fourth sample is held out; with fewer than
 `FEWEST_TO_SPLIT` samples the metrics and the contest share them all, and the record says so.
 
 Where the run will refine its rounding, that is what decides: the best plans are refined on three quarters of the
@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samples
 from ompq_deploy.errors import BackendMissing, BadInput
-from ompq_deploy.head_search import find_heads
-from ompq_deploy.heads import SOFTENED, Reference
+from ompq_deploy.evaluate.head_search import find_heads
+from ompq_deploy.evaluate.heads import SOFTENED, Reference
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runner import run_samples, select
+from ompq_deploy.runtime.runner import run_samples, select
 
 HELD_OUT_EVERY = 4
 FEWEST_TO_SPLIT = 16

@@ -12,9 +12,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from ompq_deploy import sessions
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
+from ompq_deploy.runtime import sessions
 
 BATCH = 16
 ORT_FAILURES = (

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 
 from ompq_deploy.artifacts import PreparedGraph
-from ompq_deploy.graph_index import GraphIndex
-from ompq_deploy.placement import moves_values
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.placement import moves_values
 
 
 def peak_elements(graph: PreparedGraph) -> int | None:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ompq_deploy.activation_memory import peak_elements
 from ompq_deploy.artifacts import Budget, Layer, PreparedGraph, Resource
 from ompq_deploy.errors import BadInput
-from ompq_deploy.latency import LatencyTable
+from ompq_deploy.limits.activation_memory import peak_elements
+from ompq_deploy.limits.latency import LatencyTable
 
 ACTIVATION_BITS = 8
 

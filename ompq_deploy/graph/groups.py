@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from ompq_deploy.graph_index import GraphIndex, constant_bound
-from ompq_deploy.placement import CLAMPS, residual_operand
-from ompq_deploy.real_functions import ELEMENTWISE
+from ompq_deploy.graph.index import GraphIndex, constant_bound
+from ompq_deploy.graph.placement import CLAMPS, residual_operand
+from ompq_deploy.graph.real_functions import ELEMENTWISE
 
 ARITHMETIC = frozenset(("Add", "Div", "Mul", "Sub"))
 """All inputs are values; a constant one is folded into multipliers and offsets."""

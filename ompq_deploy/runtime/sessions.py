@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ompq_deploy.threads import resolved
+from ompq_deploy.runtime.threads import resolved
 
 if TYPE_CHECKING:
     import onnxruntime as ort

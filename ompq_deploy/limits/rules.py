@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ompq_deploy.bits import SUPPORTED
 from ompq_deploy.errors import BadInput
+from ompq_deploy.limits.bits import SUPPORTED
 
 Bool = NDArray[np.bool_]
 Int64 = NDArray[np.int64]

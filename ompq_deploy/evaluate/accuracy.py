@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64
 from ompq_deploy.errors import BadInput, GateFailed, OmpqError
-from ompq_deploy.runner import ORT_FAILURES
-from ompq_deploy.sessions import session_options, start
+from ompq_deploy.runtime.runner import ORT_FAILURES
+from ompq_deploy.runtime.sessions import session_options, start
 
 SMALLEST_PROBABILITY = 1e-7
 SUM_TOLERANCE = 1e-3

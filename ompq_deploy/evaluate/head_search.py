@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 
 from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
-from ompq_deploy.graph_index import GraphIndex, attributes, reads
-from ompq_deploy.heads import Head, Heads, variation
-from ompq_deploy.runner import run_batches, run_samples, select
+from ompq_deploy.evaluate.heads import Head, Heads, variation
+from ompq_deploy.graph.index import GraphIndex, attributes, reads
+from ompq_deploy.runtime.runner import run_batches, run_samples, select
 
 
 def find_heads(graph: PreparedGraph, samples: Samples, threads: int = 0) -> Heads:

@@ -15,9 +15,9 @@ import numpy as np
 from onnx import ModelProto
 
 from ompq_deploy.artifacts import Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer, SizeTable
-from ompq_deploy.engine_fit import stored_constants
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export import qdq
+from ompq_deploy.limits.engine_fit import stored_constants
 from ompq_deploy.numerics import packed_bytes
 
 SIZES = ("file", "weights", "engine", "paper")

@@ -1,0 +1,1 @@
+"""What runs leave in a folder and read back: plan.json, grids.json, digests, checkpoints, and how they are staged."""

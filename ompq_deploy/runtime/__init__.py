@@ -1,0 +1,1 @@
+"""How models are run: onnxruntime sessions, batches, threads, and who hears of progress."""
