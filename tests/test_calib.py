@@ -359,7 +359,7 @@ def wrong_shape(folder: Path) -> Path:
 
 
 def wrong_dtype(folder: Path) -> Path:
-    return save_npz(folder / "a.npz", x=np.zeros((4, 3, 8, 8)))
+    return save_npz(folder / "a.npz", x=np.zeros((4, 3, 8, 8), np.int64))
 
 
 def not_a_number(folder: Path) -> Path:
@@ -471,7 +471,7 @@ def unequal_lengths(folder: Path) -> Path:
         (deep_image, SMALL, None, r"more than 8 bits[\s\S]*deep\.png"),
         (no_samples, SMALL, None, "no samples"),
         (wrong_shape, SMALL, None, r"expects float32 \(N, 3, 8, 8\), got float32 \(4, 3, 9, 8\)"),
-        (wrong_dtype, SMALL, None, r"expects float32 \(N, 3, 8, 8\), got float64 \(4, 3, 8, 8\)"),
+        (wrong_dtype, SMALL, None, r"expects float32 \(N, 3, 8, 8\), got int64 \(4, 3, 8, 8\)"),
         (wrong_shape, SMALL, RAW, "applies to uint8 images"),
         (not_a_number, SMALL, None, "first in sample 2"),
         (no_key, SMALL, None, "'data', 'target'.*'x'"),

@@ -15,7 +15,7 @@ from ompq_deploy.errors import BadInput
 LAYOUTS = ("NCHW", "NHWC")
 DEFAULT_EXTENT = 224
 COLOURS = (1, 3)
-HALF_AND_SINGLE = {np.dtype(np.float16), np.dtype(np.float32)}
+FLOATS = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class InputSpec:
         )
 
     def fitted(self, array: NDArray[Any]) -> NDArray[Any]:
-        """`array` in this input's precision, if one is float16 and the other float32; else as it is."""
-        return array.astype(self.dtype) if {array.dtype, self.dtype} == HALF_AND_SINGLE else array
+        """`array` in this input's precision, if both are floating point; else as it is."""
+        return array.astype(self.dtype) if {array.dtype, self.dtype} <= FLOATS else array
 
 
 @dataclass(frozen=True, kw_only=True)

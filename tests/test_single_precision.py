@@ -1,4 +1,4 @@
-"""Networks of float16 and bfloat16 become the float32 networks they stand for."""
+"""Networks of float16, bfloat16 and float64 become the float32 networks they stand for."""
 
 from __future__ import annotations
 
@@ -36,10 +36,15 @@ def with_constants(model: onnx.ModelProto, stored: Callable[[np.ndarray], np.nda
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with float16 inputs, outputs and constants."""
-    half = with_constants(model, lambda values: values.astype(np.float16))
-    for value in (*half.graph.input, *half.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return half
+    return in_precision(model, np.float16)
+
+
+def in_precision(model: onnx.ModelProto, kind: type) -> onnx.ModelProto:
+    """The model with inputs, outputs and constants of a NumPy type."""
+    other = with_constants(model, lambda values: values.astype(kind))
+    for value in (*other.graph.input, *other.graph.output):
+        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    return other
 
 
 def with_float_ends(half: onnx.ModelProto) -> onnx.ModelProto:
@@ -83,6 +88,32 @@ def test_a_half_network_is_the_float_network_of_its_constants(tmp_path: Path, en
     feed = inputs(expected)
     ours, theirs = (start(each.model).run(None, feed)[0] for each in (graph, expected))
     assert np.array_equal(ours, theirs)
+
+
+def test_a_double_network_is_the_float_network_of_its_constants(tmp_path: Path) -> None:
+    original = models.residual_network()
+    graph = prepare(models.save(in_precision(original, np.float64), tmp_path / "double.onnx"))
+    expected = prepare(models.save(original, tmp_path / "float.onnx"))
+    assert graph.float_type == "float64"
+    assert TensorProto.DOUBLE not in every_type(graph.model.graph)
+    assert (graph.layers, graph.activations) == (expected.layers, expected.activations)
+    feed = inputs(expected)
+    assert np.array_equal(*(start(each.model).run(None, feed)[0] for each in (graph, expected)))
+
+
+def test_a_part_in_double_becomes_float(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    wide = g.node("Cast", [g.conv("x", "conv", 3, 4)], "wide", to=TensorProto.DOUBLE)
+    g.constant(np.array([0.1, -np.inf, 1e300, -1e300]).reshape(4, 1, 1), "lowest")
+    least = g.node("Max", [wide, "lowest"], "least")
+    y = g.node("Cast", [least], "narrow", to=TensorProto.FLOAT)
+    graph = prepare(models.save(g.model(["N", 3, 8, 8], y, ["N", 4, 8, 8]), tmp_path / "m.onnx"))
+    assert graph.float_type == "float64"
+    assert [node.op_type for node in graph.model.graph.node] == ["Conv", "Max"]
+    largest = np.finfo(np.float32).max
+    lowest = GraphIndex(graph.model).constant("lowest")
+    assert lowest.dtype == np.float32
+    assert lowest.reshape(-1).tolist() == [np.float32(0.1), -np.inf, largest, -largest]
 
 
 def test_bfloat16_is_read_too(tmp_path: Path) -> None:
@@ -138,13 +169,16 @@ def test_the_check_against_the_file_feeds_it_half(tmp_path: Path) -> None:
         refuse_other_function(type(graph)(**{**vars(graph), "model": moved}), samples)
 
 
-@pytest.mark.parametrize("stored", [np.float16, np.float32])
-def test_arrays_of_either_precision_are_fed(tmp_path: Path, stored: type) -> None:
-    half = in_half(models.residual_network())
+@pytest.mark.parametrize("taken", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
+def test_arrays_of_any_precision_are_fed(tmp_path: Path, stored: type, taken: type) -> None:
+    model = in_precision(models.residual_network(), taken)
     path = tmp_path / "arrays.npz"
-    np.savez(path, x=np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(stored))
-    samples = load_samples(path, input_specs(half), count=4, preprocess=None, seed=0)
-    assert samples.inputs["x"].dtype == np.float16
+    array = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(stored)
+    np.savez(path, x=array)
+    samples = load_samples(path, input_specs(model), count=4, preprocess=None, seed=0)
+    assert samples.inputs["x"].dtype == taken
+    assert np.array_equal(samples.inputs["x"], array.astype(taken))
 
 
 def test_a_half_network_is_deployed_and_verified(tmp_path: Path, run: Run) -> None:
