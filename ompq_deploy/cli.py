@@ -110,10 +110,10 @@ def deploy(model: Path, **flags: Any) -> None:
 @VERBOSITY
 def plan(model: Path, **flags: Any) -> None:
     """Decide the widths and write plan.json, in a folder that holds no deployment yet."""
-    from ompq_deploy import verbs
+    from ompq_deploy.verbs.plan import write_plan
 
     out = flags["out"] or default_out(model)
-    document = verbs.write_plan(model, plan_settings(flags), out, _listener(flags))
+    document = write_plan(model, plan_settings(flags), out, _listener(flags))
     if flags["as_json"]:
         _print_json(document)
     else:
@@ -135,11 +135,11 @@ def pareto(model: Path, **flags: Any) -> None:
 
     The limits given hold at every point, but for the one that is swept. `--solver` is always cp-sat here.
     """
-    from ompq_deploy import verbs
     from ompq_deploy.report.front import front_table
+    from ompq_deploy.verbs.plan import write_pareto
 
     out = flags["out"] or default_out(model)
-    document = verbs.write_pareto(model, plan_settings(flags), flags["over"], flags["points"], out, _listener(flags))
+    document = write_pareto(model, plan_settings(flags), flags["over"], flags["points"], out, _listener(flags))
     if flags["as_json"]:
         _print_json(document)
     else:
@@ -160,10 +160,10 @@ def pareto(model: Path, **flags: Any) -> None:
 @VERBOSITY
 def quantize(plan_path: Path, **flags: Any) -> None:
     """Quantize the model of a plan.json and write its ONNX files."""
-    from ompq_deploy import verbs
+    from ompq_deploy.verbs.quantize import write_models
 
     out = flags["out"] or plan_path.parent
-    written = verbs.write_models(
+    written = write_models(
         plan_path, flags["model"], flags["targets"], out, _listener(flags),
         calib=flags["calib"], arithmetic=flags["arithmetic"], threads=flags["threads"],
     )  # fmt: skip
@@ -228,13 +228,14 @@ def finetune(model: Path, **flags: Any) -> None:
 @VERBOSITY
 def build(folder: Path, **flags: Any) -> None:
     """Build the engine of a folder that holds an earlier run."""
-    from ompq_deploy import verbs
+    from ompq_deploy.finish import ENGINE_FILE
+    from ompq_deploy.verbs.build import write_engine
 
-    record = verbs.build(folder, flags["target"], flags["model"], _listener(flags))
+    record = write_engine(folder, flags["target"], flags["model"], _listener(flags))
     if flags["as_json"]:
         _print_json(record)
     else:
-        click.echo(f"engine: {folder / verbs.ENGINE_FILE} ({record['file_bytes']:,} bytes)")
+        click.echo(f"engine: {folder / ENGINE_FILE} ({record['file_bytes']:,} bytes)")
 
 
 @cli.command()
@@ -249,20 +250,18 @@ def build(folder: Path, **flags: Any) -> None:
 @VERBOSITY
 def verify(folder: Path, **flags: Any) -> None:
     """Check a folder's files against its plan.json, and the executions of its network against each other."""
-    from ompq_deploy import verbs
     from ompq_deploy.report.verdict import decision, verdict_tables
+    from ompq_deploy.verbs.verify import verify_folder, write_verdict
     from ompq_deploy.verify.verdict import verdict_failures
 
-    document = verbs.verify_folder(
-        folder, flags["model"], flags["engine_outputs"], _listener(flags), calib=flags["calib"]
-    )
+    document = verify_folder(folder, flags["model"], flags["engine_outputs"], _listener(flags), calib=flags["calib"])
     if flags["as_json"]:
         _print_json(document)
     else:
         Console().print(verdict_tables(document))
         click.echo(decision(document))
     try:
-        verbs.write_verdict(folder, document)
+        write_verdict(folder, document)
     except BadInput as e:
         click.echo(f"note: verify.json was not written\n  where: {e.where}\n  why: {e.what}", err=True)
     _fail(verdict_failures(document, str(folder)))
@@ -275,9 +274,9 @@ def verify(folder: Path, **flags: Any) -> None:
 @VERBOSITY
 def eval_(model: Path, **flags: Any) -> None:
     """Top-1 and top-5 of a float, Q/DQ or integer-only ONNX model."""
-    from ompq_deploy import verbs
+    from ompq_deploy.verbs.facts import eval_model
 
-    result = verbs.eval_model(model, flags["eval_data"], preprocess_of(flags), flags["threads"])
+    result = eval_model(model, flags["eval_data"], preprocess_of(flags), flags["threads"])
     if flags["as_json"]:
         _print_json(result)
     else:
@@ -302,9 +301,9 @@ def report(folder: Path, **flags: Any) -> None:
 @VERBOSITY
 def doctor(**flags: Any) -> None:
     """Tell which versions and engine backends this environment has."""
-    from ompq_deploy import verbs
+    from ompq_deploy.verbs.facts import installed
 
-    facts = verbs.doctor()
+    facts = installed()
     if flags["as_json"]:
         _print_json(facts)
         return

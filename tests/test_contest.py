@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ompq_deploy import torch_graph, verbs
+from ompq_deploy import torch_graph
 from ompq_deploy.allocate import allocate
 from ompq_deploy.artifacts import BitPlan, Budget, Float32, PreparedGraph, QuantizedGraph, Samples, SizeTable
 from ompq_deploy.capture import capture
@@ -27,6 +27,7 @@ from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.runtime.runner import run_samples
 from ompq_deploy.settings import PlanSettings
+from ompq_deploy.verbs.plan import write_plan
 from tests import models
 from tests.quantized import inputs
 
@@ -158,7 +159,7 @@ def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
     for effort in ("quick", "default"):
         settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
         settings = replace(settings, quantize=QuantizeSettings(effort=effort))
-        verbs.write_plan(residual_model, settings, tmp_path / effort)
+        write_plan(residual_model, settings, tmp_path / effort)
         found[effort] = json.loads((tmp_path / effort / "plan.json").read_text())["contest"]
         assert bool(pairs) == (effort == "default")
     assert [e["metric"] for e in found["quick"]["entries"]] == [m for m in CONTESTANTS if m != REFINED]
@@ -226,7 +227,7 @@ def test_the_plan_records_the_whole_contest(residual_model: Path, tmp_path: Path
     images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "data.npz", images=images)
     settings = PlanSettings(size="10KB", bits=BITS, calib=tmp_path / "data.npz")
-    verbs.write_plan(residual_model, settings, tmp_path / "out")
+    write_plan(residual_model, settings, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "plan.json").read_text())
     record = document["contest"]
     assert document["metric"] == "auto"
@@ -241,7 +242,7 @@ def test_the_plan_records_the_whole_contest(residual_model: Path, tmp_path: Path
 def test_no_metric_is_asked_where_the_widest_widths_fit(residual_model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 32).inputs)
     settings = PlanSettings(size="100%", bits=BITS, calib=tmp_path / "calib.npz")
-    document = verbs.write_plan(residual_model, settings, tmp_path / "out")
+    document = write_plan(residual_model, settings, tmp_path / "out")
     assert {layer["weight_bits"] for layer in document["layers"]} == {max(BITS)}
     assert document["contest"] is None
     assert "no metric was asked" in document["metric_note"]
@@ -255,7 +256,7 @@ def test_a_network_too_large_to_refine_takes_the_plan_that_reckons_with_it(
     monkeypatch.setattr(choice, "LARGE", 0)
     monkeypatch.setattr(choice, "quantize", None)  # whoever refines a plan fails
     settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
-    document = verbs.write_plan(residual_model, settings, tmp_path / "out")
+    document = write_plan(residual_model, settings, tmp_path / "out")
     record = document["contest"]
     assert document["metric_chosen"] == record["winner"] == REFINED
     assert all(entry["refined_loss"] is None for entry in record["entries"])
@@ -267,7 +268,7 @@ def test_it_tells_how_far_it_has_come(residual_model: Path, tmp_path: Path) -> N
     np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 32).inputs)
     settings = PlanSettings(size="10%", size_of="weights", bits=BITS, samples=32, calib=tmp_path / "calib.npz")
     told: list[str] = []
-    verbs.write_plan(residual_model, settings, tmp_path / "out", lambda name, _: told.append(name))
+    write_plan(residual_model, settings, tmp_path / "out", lambda name, _: told.append(name))
     assert "contest: orm" in told
     layers = len(prepare(residual_model).layers)
     assert {f"contest: kl-refined: measuring layer {i}/{layers}" for i in range(1, layers + 1)} <= set(told)

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from ompq_deploy import verbs
+from ompq_deploy.verbs.quantize import write_models
 from tests.conftest import Run
 from tests.test_verify_folder import change, swap_channels, write_run
 
@@ -23,7 +23,7 @@ Arrays = dict[str, Any]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with the graph that an engine is built from."""
     path = write_run(tmp_path_factory.mktemp("run") / "first")
-    verbs.write_models(path / "plan.json", None, ("tensorrt",), path)
+    write_models(path / "plan.json", None, ("tensorrt",), path)
     return path
 
 

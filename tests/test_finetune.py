@@ -24,7 +24,9 @@ from ompq_deploy.finetune.run import finetune
 from ompq_deploy.finetune.settings import CHECKPOINT_FILE, FinetuneSettings, TrainSettings
 from ompq_deploy.prepare import prepare
 from ompq_deploy.settings import PlanSettings
-from ompq_deploy.verbs import verify_folder, write_models, write_plan
+from ompq_deploy.verbs.plan import write_plan
+from ompq_deploy.verbs.quantize import write_models
+from ompq_deploy.verbs.verify import verify_folder
 from tests import models
 from tests.finetuning import save_images
 from tests.test_fake_quant import STEP_SHARE, run_qdq

@@ -18,7 +18,8 @@ from ompq_deploy.prepare import prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.runtime.runner import run_model
 from ompq_deploy.settings import DeploySettings, PlanSettings
-from ompq_deploy.verbs import verify_folder, write_models
+from ompq_deploy.verbs.quantize import write_models
+from ompq_deploy.verbs.verify import verify_folder
 from tests import models
 from tests.models import GraphBuilder
 
