@@ -133,6 +133,7 @@ def test_the_measures_are_their_formulas() -> None:
     reference = Reference(heads=two_heads(), outputs=[y])
     assert reference.divergence([moved]) == pytest.approx(np.mean(squared), rel=1e-5)
     assert reference.distance([moved]) == pytest.approx(np.sqrt(squared).mean(axis=1).max(), rel=1e-5)
+    np.testing.assert_allclose(reference.per_sample([moved]), np.sqrt(np.mean(squared, axis=0)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch", ["N", 1])
@@ -162,6 +163,7 @@ def test_a_classifier_is_compared_by_output_kl(residual_model: Path) -> None:
     kl = np.sum(np.exp(p) * (p - q), axis=1)
     assert reference.divergence([moved]) == np.mean(np.maximum(kl, 0))
     assert reference.distance([moved]) == np.mean(np.sqrt(np.maximum(kl, 0)))
+    assert np.array_equal(reference.per_sample([moved]), np.sqrt(np.maximum(kl, 0)))
 
 
 def test_a_temperature_lets_sure_samples_count() -> None:

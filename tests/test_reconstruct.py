@@ -38,6 +38,7 @@ def test_without_torch_the_error_names_the_extra(tmp_path: Path, monkeypatch: py
 torch = pytest.importorskip("torch")
 from ompq_deploy.quantize.reconstruct import learn, soft, walk  # noqa: E402
 from ompq_deploy.quantize.reconstruct.adaround import LearnedRounding, beta_at  # noqa: E402
+from ompq_deploy.quantize.reconstruct.block import BlockNetwork  # noqa: E402
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph  # noqa: E402
 from ompq_deploy.torch_graph.graph import TorchGraph  # noqa: E402
 
@@ -77,6 +78,10 @@ def block_error(quantized: QuantizedGraph, samples: Samples, outputs: tuple[str,
         found = FakeQuantGraph(quantized)(feeds, outputs)
     exact = TorchGraph(quantized.graph)(feeds, outputs=outputs)
     return sum(float((found[name] - exact[name]).square().sum()) for name in outputs)
+
+
+def output_distance(quantized: QuantizedGraph, samples: Samples) -> float:
+    return block_error(quantized, samples, tuple(quantized.graph.output_names))
 
 
 class Recorder:
@@ -135,6 +140,47 @@ def test_no_block_gets_worse(network: Network, loss: str, monkeypatch: pytest.Mo
         assert low <= after.codes.min() <= after.codes.max() <= high
         assert np.abs(after.codes.astype(int) - before.codes).max() <= 1
         assert after.bits == before.bits
+
+
+class Scaled:
+    """Stands for `learn`: multiplies the scale of the block's first layer, and claims that this lowered its error."""
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    def __call__(self, part: BlockNetwork, *_: object) -> learn.Learned:
+        with torch.no_grad():
+            for i in part.layers[:1]:
+                part.network.scales[i] *= self._factor
+                part.network.weights[i] *= self._factor
+        return learn.Learned(before=1.0, after=0.0, steps=1)
+
+
+def test_what_moves_the_outputs_away_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started()
+    monkeypatch.setattr(walk, "learn", Scaled(1.5))
+    assert same(reconstruct(start, samples, QUICK), start)
+
+
+def test_what_brings_the_outputs_back_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started()
+    off = replace(start, layers=tuple(replace(q, scale=q.scale / np.float32(2)) for q in start.layers))
+    monkeypatch.setattr(walk, "learn", Scaled(2.0))
+    found = reconstruct(off, samples, QUICK)
+    restored = [
+        bool(np.array_equal(q.scale, before.scale)) for q, before in zip(found.layers, start.layers, strict=True)
+    ]
+    assert any(restored)
+    assert output_distance(found, samples) < output_distance(off, samples)
+
+
+def test_chance_is_not_taken_for_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that helps as many held-out samples as it harms is undone."""
+    start, samples = started()
+    measured = iter([np.array([1.0, 1.0, 1.0, 1.0]), *[np.array([0.5, 1.4, 0.5, 1.4])] * 9])
+    monkeypatch.setattr(walk._Judge, "_measured", lambda *_: next(measured))
+    monkeypatch.setattr(walk, "learn", Scaled(1.5))
+    assert same(reconstruct(start, samples, QUICK), start)
 
 
 def test_learning_lowers_the_error_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:

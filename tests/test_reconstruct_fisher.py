@@ -51,16 +51,27 @@ def _jacobian(graph: PreparedGraph, feeds: dict[str, torch.Tensor]) -> tuple[tor
 
 def _exact_positions(graph: PreparedGraph, samples: Samples, tensor: str) -> np.ndarray:
     """sum_c p_c (d ln p_c)^2 in every position of a tensor inside, summed over its channels."""
+    total = sum(p.reshape([-1] + [1] * (g.ndim - 1)) * g.square() for p, g in _scores(graph, samples, tensor))
+    return total.sum(dim=1).reshape(len(total), -1).numpy()
+
+
+def _exact_channels(graph: PreparedGraph, samples: Samples, tensor: str) -> np.ndarray:
+    """sum_c p_c (d ln p_c)(d ln p_c)^T over the channels of a tensor inside, summed over samples and positions."""
+    flat = [(p, g.reshape(*g.shape[:2], -1)) for p, g in _scores(graph, samples, tensor)]
+    return sum(torch.einsum("n,ncp,ndp->cd", p, g, g) for p, g in flat).numpy()
+
+
+def _scores(graph: PreparedGraph, samples: Samples, tensor: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """p_c (samples,) and d ln p_c in a tensor inside, for every class."""
     tracked = {tensor: lambda x: x.requires_grad_()}
     (output,) = graph.output_names
     values = TorchGraph(graph)(_feeds(samples), hooks=tracked, outputs=[tensor, output])
     y, z = values[tensor], values[output]
     log_p = torch.log_softmax(z / SOFTENED, dim=1)
-    total = torch.zeros(y.shape)
-    for c in range(z.shape[1]):
-        (gradient,) = torch.autograd.grad(log_p[:, c].sum(), y, retain_graph=True)
-        total += log_p[:, c].detach().exp().reshape([-1] + [1] * (y.ndim - 1)) * gradient.square()
-    return total.sum(dim=1).reshape(len(y), -1).numpy()
+    return [
+        (log_p[:, c].detach().exp(), torch.autograd.grad(log_p[:, c].sum(), y, retain_graph=True)[0])
+        for c in range(z.shape[1])
+    ]
 
 
 def test_a_classifier(known: tuple[PreparedGraph, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +122,7 @@ def test_positions_weigh_by_the_root_of_their_channels_sum(tmp_path: Path, monke
     graph = prepare(models.save(models.residual_network(), tmp_path / "model.onnx"))
     monkeypatch.setattr(fisher, "POSITION_DRAWS", 600)
     samples = smooth_samples(graph, COUNT)
-    found = fisher.position_weights(graph, find_heads(graph, samples), samples, 0)
+    found = fisher.output_weights(graph, find_heads(graph, samples), samples, COUNT, 0).positions
     assert set(found) == {node for layer in graph.layers for node in layer.nodes}
     for weights in found.values():
         assert len(weights) == COUNT
@@ -122,6 +133,29 @@ def test_positions_weigh_by_the_root_of_their_channels_sum(tmp_path: Path, monke
         np.testing.assert_allclose(found[node], np.sqrt(exact) / np.sqrt(exact).mean(), rtol=0.2, atol=0.03)
 
 
+def test_channels_matter_together_as_their_gradients_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = prepare(models.save(models.residual_network(), tmp_path / "model.onnx"))
+    monkeypatch.setattr(fisher, "POSITION_DRAWS", 600)
+    samples = smooth_samples(graph, 2)
+    found = fisher.output_weights(graph, find_heads(graph, samples), samples, 2, 0).channels
+    assert set(found) == {layer.name for layer in graph.layers}
+    tensors = {node.name: node.output[0] for node in graph.model.graph.node}
+    for layer in ("main2", "fc"):
+        for half, matrix in enumerate(found[layer]):
+            one = Samples(inputs={"x": samples.inputs["x"][half : half + 1]}, labels=None, source="", sha256="")
+            exact = _exact_channels(graph, one, tensors[layer])
+            assert np.trace(matrix) == pytest.approx(len(matrix), rel=1e-4)
+            np.testing.assert_allclose(matrix, exact * len(exact) / np.trace(exact), atol=0.25)
+
+
+def test_one_sample_has_no_halves_to_compare(tmp_path: Path) -> None:
+    graph = prepare(models.save(models.residual_network(), tmp_path / "model.onnx"))
+    samples = smooth_samples(graph, 1)
+    found = fisher.output_weights(graph, find_heads(graph, samples), samples, 1, 0)
+    assert not found.channels
+    assert set(found.positions) == {node for layer in graph.layers for node in layer.nodes}
+
+
 def test_a_layer_that_leads_nowhere_has_no_weights(tmp_path: Path) -> None:
     g = models.GraphBuilder(1)
     dead = g.conv("x", "dead", 3, 4)
@@ -130,6 +164,7 @@ def test_a_layer_that_leads_nowhere_has_no_weights(tmp_path: Path) -> None:
     model = g.model(["N", 3, 6, 6], g.gemm(pooled, "fc", 4, 5), ["N", 5])
     graph = prepare(models.save(model, tmp_path / "m.onnx"))
     samples = smooth_samples(graph, COUNT)
-    found = fisher.position_weights(graph, find_heads(graph, samples), samples, 0)
-    assert "dead" not in found
-    assert {"fc", "next"} <= set(found)
+    found = fisher.output_weights(graph, find_heads(graph, samples), samples, COUNT, 0)
+    assert {"fc", "next"} <= set(found.positions)
+    assert {"fc", "next"} <= set(found.channels)
+    assert "dead" not in {*found.positions, *found.channels}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.numerics import signed_range
 from ompq_deploy.prepare import prepare
-from ompq_deploy.quantize import QuantizeSettings, columns, quantize
+from ompq_deploy.quantize import QuantizeSettings, columns, quantize, rounding_problem
 from ompq_deploy.quantize.activations import activation_grids, symmetric_grid
 from ompq_deploy.quantize.covariance import Accumulator
 from ompq_deploy.quantize.gptq import damped, second_order_codes
@@ -175,7 +174,7 @@ def test_a_sample_and_its_copies_are_on_one_side_of_the_split(tmp_path: Path, mo
         seen.append(halves)
         return 0.0
 
-    monkeypatch.setattr(sys.modules[refine.__module__], "best_shrinkage", noted)
+    monkeypatch.setattr(rounding_problem, "best_shrinkage", noted)
     for copies in (1, 3):
         refine(graph, images, {"conv": 4}, grids, RefineSettings(copies=copies, augment="flip+crop"))
     once, thrice = seen

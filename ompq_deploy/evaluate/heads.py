@@ -112,14 +112,17 @@ class Reference:
     heads: Heads
     outputs: Sequence[Float32]
 
+    def per_sample(self, other: Sequence[Float32], temperature: float = 1.0) -> Float64:
+        """sqrt of the mean of d_nk over heads, float64 (N,); `temperature` as in `divergence`."""
+        if self.heads.classifier:
+            return np.sqrt(self._softened(other, temperature))
+        return np.sqrt(self._squares(other))
+
     def divergence(self, other: Sequence[Float32], temperature: float = 1.0) -> float:
         """Mean of d_nk over heads and samples; `temperature` divides the logits of classifiers."""
         if self.heads.classifier:
             return float(np.mean(self._softened(other, temperature)))
-        return sum(
-            float(np.square(weights * _rows(b - a)).sum(axis=1, dtype=np.float64).mean())
-            for a, b, weights in zip(self.outputs, other, self.heads.root_weights, strict=True)
-        )
+        return float(np.mean(self._squares(other)))
 
     def distance(self, other: Sequence[Float32], temperature: float = 1.0) -> float:
         """Mean of sqrt(d_nk) over the samples, for the head where it is largest; `temperature` as in `divergence`."""
@@ -131,6 +134,12 @@ class Reference:
             a, b = (head.of(values) for values in pairs[head.tensor])
             errors.append(float(np.mean(np.sqrt(np.square(b - a).sum(axis=1) / head.variation))))
         return max(errors)
+
+    def _squares(self, other: Sequence[Float32]) -> Float64:
+        """Mean of d_nk over the heads of anything but a classifier, float64 (N,)."""
+        tensors = zip(self.outputs, other, self.heads.root_weights, strict=True)
+        parts = [np.square(weights * _rows(b - a)).sum(axis=1, dtype=np.float64) for a, b, weights in tensors]
+        return np.asarray(sum(parts))
 
     def _softened(self, other: Sequence[Float32], temperature: float) -> Float64:
         return kl_per_sample(self.outputs[0] / temperature, other[0] / temperature)

@@ -140,10 +140,10 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
 
 def _by_output(graph: PreparedGraph, samples: Samples, seed: int, threads: int) -> Weigh:
     from ompq_deploy.evaluate.head_search import find_heads
-    from ompq_deploy.quantize.reconstruct.fisher import position_weights
+    from ompq_deploy.quantize.reconstruct.fisher import output_weights
 
     heads = find_heads(graph, samples, threads)
-    return lambda rows: position_weights(graph, heads, rows, seed)
+    return lambda rows: output_weights(graph, heads, rows, len(samples), seed)
 
 
 def _largest_activation(graph: PreparedGraph) -> int:

@@ -10,13 +10,14 @@ stream goes on with s Q and b.
 A layer of very many inputs is rounded in parts of fewer (`columns.parts`), and W' is W there.
 The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift. Few images
 are repeated, flipped and shifted: that fills covariances where the feature map is small. `--effort extensive` weights
-positions of the output by what they matter to the network's (`reconstruct/fisher.py`).
+positions of the output by what they matter to the network's, and rounds the channels of a layer together
+(`kronecker.py`), both by gradients (`reconstruct/fisher.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
@@ -29,17 +30,27 @@ from ompq_deploy.augment import with_copies
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.numerics import along_axis
-from ompq_deploy.quantize import columns, gptq
+from ompq_deploy.quantize import columns
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
-from ompq_deploy.quantize.shrinkage import STEPS, best_shrinkage, shrunk
+from ompq_deploy.quantize.rounding_problem import Halves, coupling, rounding_problem
 from ompq_deploy.quantize.stream import Head, Stream, pieces
-from ompq_deploy.quantize.target import fitted_target
 from ompq_deploy.runtime.timing import Listener, counted
 
-DAMPING = 0.01
 
-Weigh = Callable[[Samples], Mapping[str, Float32]]
+@dataclass(frozen=True, kw_only=True)
+class OutputWeights:
+    """How much errors in the layers' outputs matter to the network's.
+
+    `positions`: by node, float32 (rows, positions) of mean 1. `channels`: by layer, mean g g^T of the gradients g,
+    (C, C) of mean diagonal 1, for even and for odd samples. Where a node or layer is left out all count the same.
+    """
+
+    positions: Mapping[str, Float32] = field(default_factory=dict)
+    channels: Mapping[str, Halves] = field(default_factory=dict)
+
+
+Weigh = Callable[[Samples], OutputWeights]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +77,13 @@ def refine(
     """The layers of `graph` at the widths `bits`, on the activation grids `grids`. `tell` hears how far it
     has come.
 
-    `weigh`, of all samples and copies, gives by node how much the positions of its output count, float32 (rows,
-    positions) of mean 1; they count the same in nodes that it leaves out.
+    `weigh` gets all samples and copies.
     """
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
     rows = with_copies(samples, settings.copies, settings.seed, settings.augment)
-    weights_of = weigh(rows) if weigh else {}
+    mattering = weigh(rows) if weigh else OutputWeights()
     exact, quantized = (Stream(graph, rows, simulated, settings.threads) for simulated in ({}, grids))
     done: dict[str, QuantizedLayer] = {}
     for piece in counted(pieces(graph), "rounding, part", tell):
@@ -83,14 +93,17 @@ def refine(
             quantized.step()
             continue
         node = piece[0]
-        halves = measure(exact, quantized, layer, node, grids, len(samples), settings.seed, weights_of.get(node.name))
+        positions = mattering.positions.get(node.name)
+        halves = measure(exact, quantized, layer, node, grids, len(samples), settings.seed, positions)
         moments = reduce(Moments.merged, halves)
         q = done.get(layer.name)
         if q is None:
             biases = float_biases(index, layer)
             least = least_scales(index, layer, biases, grids)
-            problem = rounding_problem(layer, weights[layer.name], moments, halves, biases, settings)
-            ((codes, scale),) = problem.codes([bits[layer.name]], least)
+            kept = None if settings.bias_correction else biases.get(layer.name, 0.0)
+            problem = rounding_problem(layer, weights[layer.name], moments, halves, kept, settings.seed)
+            coupled = coupling(layer, mattering.channels.get(layer.name), settings.seed)
+            ((codes, scale),) = replace(problem, coupling=coupled).codes([bits[layer.name]], least)
             q = QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases)
         if settings.bias_correction:
             q = replace(q, biases={**q.biases, node.name: _mean_matching_bias(q, moments)})
@@ -135,57 +148,6 @@ def measure(
 
     exact.step(tap=node.output[0], watch=watch)
     return tuple(half.moments() for half in sums if half)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundingProblem:
-    """One layer's W' (G, K, R) and damped H (G, K, K), as `gptq.py` takes them."""
-
-    layer: Layer
-    target: NDArray
-    hessian: NDArray
-
-    def codes(self, widths: Sequence[int], least: Float32) -> list[tuple[NDArray[np.int8], Float32]]:
-        """At each width codes of the weight's shape and scales per channel, none below `least`."""
-        groups, _, rows = self.target.shape
-        count, shared = len(widths), groups * rows > self.layer.channels
-        floor = np.broadcast_to(least.reshape(-1, rows), (groups, rows))
-        found, scale = gptq.second_order_codes(
-            np.tile(self.target, count), self.hessian, np.repeat(widths, rows), np.tile(floor, count), shared=shared
-        )
-        found = found.reshape(self.layer.groups, -1, found.shape[2])  # parts joined
-        return [
-            (
-                np.ascontiguousarray(columns.weight_from_columns(self.layer, codes)),
-                scales[0] if shared else scales.reshape(-1),
-            )
-            for codes, scales in zip(np.split(found, count, axis=2), np.split(scale, count, axis=1), strict=True)
-        ]
-
-
-def rounding_problem(
-    layer: Layer,
-    weight: Float32,
-    moments: Moments,
-    halves: tuple[Moments, ...],
-    biases: Mapping[str, Float32],
-    settings: RefineSettings,
-) -> RoundingProblem:
-    """The problem that the `moments` of all samples pose; `halves` are those of either half."""
-    if not settings.bias_correction:
-        bias = np.asarray(biases.get(layer.name, 0.0), np.float64)
-        rows = np.broadcast_to(bias, moments.output_mean.size).reshape(moments.output_mean.shape)
-        moments = moments.around_zero(rows)
-        halves = tuple(half.around_zero(rows) for half in halves)
-    target = columns.in_parts(layer, columns.weight_columns(layer, weight))
-    random = np.random.default_rng(settings.seed)
-    if moments.cross.size:
-        target = fitted_target(target, moments, halves, random)
-    r = STEPS[0]  # one sample does not tell what varies by chance
-    if len(halves) == 2:
-        r = best_shrinkage((halves[0].hessian, halves[1].hessian), DAMPING, random)
-    hessian = gptq.damped(shrunk(moments.hessian, r), DAMPING)
-    return RoundingProblem(layer=layer, target=target, hessian=hessian)
 
 
 def _mean_matching_bias(q: QuantizedLayer, moments: Moments) -> Float32:

@@ -18,7 +18,8 @@ from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.metrics.rounding import Rounding, rounding_errors
 from ompq_deploy.quantize.biases import float_biases
 from ompq_deploy.quantize.covariance import Moments
-from ompq_deploy.quantize.refine import RefineSettings, measure, rounding_problem
+from ompq_deploy.quantize.refine import measure
+from ompq_deploy.quantize.rounding_problem import rounding_problem
 from ompq_deploy.quantize.stream import Stream, pieces
 from ompq_deploy.runtime.timing import Listener, counted
 
@@ -34,7 +35,6 @@ def refined_rounding(
 ) -> Rounding:
     """Rounding errors of every layer at `bits`, refined on `samples`. A weight that several nodes read is refined for
     the first. `tell` hears how far it has come."""
-    settings = RefineSettings(bias_correction=False, seed=seed, threads=threads)
     index = GraphIndex(graph.model)
     weights = graph.layer_weights()
     by_node = {node: layer for layer in graph.layers for node in layer.nodes}
@@ -47,7 +47,7 @@ def refined_rounding(
             continue
         halves = measure(stream, stream, layer, piece[0], {}, len(samples), seed)
         weight, anything = weights[layer.name], np.zeros(layer.channels, np.float32)
-        biases = float_biases(index, layer)
-        problem = rounding_problem(layer, weight, reduce(Moments.merged, halves), halves, biases, settings)
+        bias = float_biases(index, layer).get(layer.name, 0.0)
+        problem = rounding_problem(layer, weight, reduce(Moments.merged, halves), halves, bias, seed)
         errors[layer.name] = rounding_errors(weight, problem.codes(bits, anything), len(bits), layer.channel_axis)
     return Rounding(bits=tuple(bits), weights=weights, errors=errors)

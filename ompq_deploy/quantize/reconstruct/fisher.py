@@ -1,6 +1,6 @@
-"""How much each element of a tensor inside matters to the network: the diagonal of its Fisher information.
+"""How much the elements of a tensor inside matter to the network: parts of its Fisher information.
 
-    w = E_v (J^T v)^2,   E v v^T = F         J: the network's outputs in the tensor, at the float network
+    w = E_v g^2,   g = J^T v,   E v v^T = F  J: the network's outputs in the tensor, at the float network
                                              F: the metric of those outputs (`evaluate/heads.py`)
     classifier       KL(p || p') ~ 1/2 dz^T F dz,  F = diag(p) - p p^T       v = sqrt(p) r - p <sqrt(p), r>
     anything else    ||W dy||^2,                   F = W^2                   v = W r           r: random signs
@@ -23,6 +23,7 @@ from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.evaluate.heads import SOFTENED, Heads
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.quantize.reconstruct.prefix import Tensors, in_chunks
+from ompq_deploy.quantize.refine import OutputWeights
 from ompq_deploy.torch_graph.graph import TorchGraph, best_device, on_device
 
 DRAWS = 4
@@ -51,29 +52,60 @@ def fisher_weights(
     return {name: w / mean for name, w in found.items()}
 
 
-def position_weights(graph: PreparedGraph, heads: Heads, rows: Samples, seed: int) -> dict[str, Float32]:
-    """How much the positions of every layer's output matter: by node, float32 (rows, positions), 1 on average.
+def output_weights(graph: PreparedGraph, heads: Heads, rows: Samples, samples: int, seed: int) -> OutputWeights:
+    """How much the positions and the channels of every layer's output matter; `rows` are `samples` and copies of all.
 
     w_np = sqrt( sum_c w_npc ), the sum as in Kim et al., "GuidedQuant", ICML 2025, Eq. 7, for one group; the
-    root since it is an estimate, and without it few positions of few samples have it all (docs/maths.md). A node is
-    left out where the samples are not axis 0 of its output, or where nothing behind depends on it.
+    root since it is an estimate, and without it few positions of few samples have it all (docs/maths.md).
+    A = mean of g_np g_np^T over all positions, for even and odd samples apart; what fills up a fixed batch counts too.
+    A layer is left out where the samples are not axis 0 of its output, or where nothing behind depends on it.
     """
     device = best_device()
     network = TorchGraph(graph).to(device)
     generator = torch.Generator(device).manual_seed(seed)
+    parity = np.arange(len(rows)) % samples % 2
+    positions: dict[str, Float32] = {}
+    channels: list[dict[str, Float32]] = []
+    for half in np.unique(parity):
+        chosen = np.flatnonzero(parity == half)
+        feeds = {name: on_device(x[chosen], device) for name, x in rows.inputs.items()}
+        squares, products = _sums(graph, network, heads, feeds, generator)
+        for node, w in squares.items():
+            positions.setdefault(node, np.zeros((len(rows), w.shape[1]), np.float32))[chosen] = w.sqrt().cpu().numpy()
+        channels.append({name: _of_mean_one(a) for name, a in products.items() if float(torch.trace(a)) > SMALLEST})
+    first, *others = channels
+    return OutputWeights(
+        positions={node: w / w.mean() for node, w in positions.items() if w.mean() > SMALLEST},
+        channels={name: (a, other[name]) for other in others for name, a in first.items() if name in other},
+    )
+
+
+def _sums(
+    graph: PreparedGraph, network: TorchGraph, heads: Heads, feeds: Tensors, generator: torch.Generator
+) -> tuple[Tensors, Tensors]:
+    """By node the squares of its output's gradients summed over channels, (rows, positions), the mean of some draws; by
+    layer their products g g^T summed over all positions, (C, C)."""
     index = GraphIndex(graph.model)
-    axes = {node: 1 if "Conv" in layer.op else -1 for layer in graph.layers for node in layer.nodes}
-    tensors = {index.nodes[node].output[0]: node for node in axes}
+    layers = {index.nodes[node].output[0]: (node, layer) for layer in graph.layers for node in layer.nodes}
+    products: Tensors = {}
 
-    def over_channels(feed: Mapping[str, Tensor]) -> Tensors:
+    def squares(feed: Mapping[str, Tensor]) -> Tensors:
         size = len(next(iter(feed.values())))
-        squares = _squares(network, heads, feed, list(tensors), generator, POSITION_DRAWS)
-        whole = {tensors[name]: w for name, w in squares.items() if len(w) == size}
-        return {node: w.sum(dim=axes[node]).reshape(size, -1) for node, w in whole.items()}
+        found = {}
+        for tensor, g in _gradients(network, heads, feed, list(layers), generator, POSITION_DRAWS).items():
+            node, layer = layers[tensor]
+            if g.shape[1] == size:
+                last = g.movedim(2 if "Conv" in layer.op else -1, -1)
+                flat = last.reshape(-1, last.shape[-1])
+                products[layer.name] = products.get(layer.name, 0) + flat.T @ flat
+                found[node] = flat.square().sum(dim=1).reshape(POSITION_DRAWS, size, -1).mean(dim=0)
+        return found
 
-    feeds = {name: on_device(x, device) for name, x in rows.inputs.items()}
-    found = {node: np.sqrt(w.cpu().numpy()) for node, w in in_chunks(over_channels, feeds, graph.batch).items()}
-    return {node: w / w.mean() for node, w in found.items() if w.mean() > SMALLEST}
+    return in_chunks(squares, feeds, graph.batch), products
+
+
+def _of_mean_one(matrix: Tensor) -> Float32:
+    return (matrix * (len(matrix) / torch.trace(matrix))).cpu().numpy()
 
 
 def _squares(
@@ -85,14 +117,26 @@ def _squares(
     draws: int,
 ) -> Tensors:
     """(J^T v)^2 of some tensors, fed or computed, the mean of some draws of v."""
+    found = _gradients(network, heads, feed, tensors, generator, draws)
+    return {name: g.square().mean(dim=0) for name, g in found.items()}
+
+
+def _gradients(
+    network: TorchGraph,
+    heads: Heads,
+    feed: Mapping[str, Tensor],
+    tensors: Sequence[str],
+    generator: torch.Generator,
+    draws: int,
+) -> Tensors:
+    """J^T v of some tensors, fed or computed, for some draws of v along a new first axis."""
     roots = [torch.from_numpy(weights) for weights in heads.root_weights]
     with torch.enable_grad():
         values = network(feed, hooks=dict.fromkeys(tensors, _tracked), outputs=[*tensors, *heads.tensors])
         inside, outputs = [values[name] for name in tensors], [values[name] for name in heads.tensors]
         drawn = [_directions(outputs, heads.classifier, roots, generator) for _ in range(draws)]
         gradients = [torch.autograd.grad(outputs, inside, v, retain_graph=True, materialize_grads=True) for v in drawn]
-    sums = (torch.stack(column).square().mean(dim=0) for column in zip(*gradients, strict=True))
-    return dict(zip(tensors, sums, strict=True))
+    return dict(zip(tensors, map(torch.stack, zip(*gradients, strict=True)), strict=True))
 
 
 def _tracked(x: Tensor) -> Tensor:

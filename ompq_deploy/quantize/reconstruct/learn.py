@@ -59,11 +59,11 @@ def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, s
     """Improve the parameters of one block of `block.network` in place, or leave them as they were."""
     device = next(iter(data.targets.values())).device
     generator = torch.Generator(device).manual_seed(seed)
-    held = data.rows(torch.nonzero(_held_out(data)).flatten())
+    held = data.rows(held_out(len(data), data.samples))
     before, first = block.error(data), block.error(held)
     if not block.layers or before <= SMALLEST:
         return Learned(before=before, after=before, steps=0)
-    original = _copied(block.parameters())
+    original = copied(block.parameters())
     best, best_error, steps = original, first, 0
     soft = SoftBlock(block, settings)
     optimizer = torch.optim.Adam(soft.groups, betas=BETAS)
@@ -87,15 +87,15 @@ def learn(block: BlockNetwork, data: BlockData, settings: ReconstructSettings, s
         stalled = 0 if error < (1 - TOLERANCE) * lowest or 2 * steps < settings.iterations else stalled + 1
         lowest = min(lowest, error)
         if error < best_error:
-            best, best_error = _copied(block.parameters()), error
+            best, best_error = copied(block.parameters()), error
         hopeless = steps > WINDOW and window / WINDOW > 1 - TOLERANCE
         if stalled == PATIENCE or hopeless:
             break
         window = 0.0
-    _restore(block.parameters(), best)
+    restore(block.parameters(), best)
     after = block.error(data) if best is not original else before
     if after >= before:
-        _restore(block.parameters(), original)
+        restore(block.parameters(), original)
         after = before
     return Learned(before=before, after=after, steps=steps)
 
@@ -105,8 +105,9 @@ class _Batches:
 
     def __init__(self, data: BlockData, fixed: int | None, seed: int) -> None:
         numbers = sum(value[0].numel() for value in data.targets.values())
-        held = _held_out(data)
-        self._rows = torch.nonzero(held if held.all() else ~held).flatten()
+        learned_from = torch.ones(len(data), dtype=torch.bool)
+        learned_from[held_out(len(data), data.samples)] = False
+        self._rows = torch.nonzero(learned_from if learned_from.any() else ~learned_from).flatten()
         self._size = min(max(NUMBERS // numbers, BATCHES[0]), BATCHES[1], len(self._rows))
         self._fixed = fixed
         self._generator = torch.Generator().manual_seed(seed)
@@ -122,16 +123,18 @@ class _Batches:
         return [filled_up(piece, self._fixed) for piece in batch.split(self._fixed)]
 
 
-def _held_out(data: BlockData) -> Tensor:
-    """Which rows are not learned from: every copy of one sample in HELD_OUT."""
-    return torch.arange(len(data)) % data.samples % HELD_OUT == 0
+def held_out(rows: int, samples: int) -> Tensor:
+    """The rows not learned from, of `samples` and copies of all: every copy of one sample in HELD_OUT."""
+    return torch.nonzero(torch.arange(rows) % samples % HELD_OUT == 0).flatten()
 
 
-def _copied(values: Sequence[Tensor]) -> list[Tensor]:
+def copied(values: Sequence[Tensor]) -> list[Tensor]:
+    """The values, to be given to `restore`."""
     return [value.detach().clone() for value in values]
 
 
 @torch.no_grad()
-def _restore(values: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+def restore(values: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    """Write what `copied` saved back into the values."""
     for value, old in zip(values, saved, strict=True):
         value.copy_(old)

@@ -48,9 +48,9 @@ class Prefix:
         feeds, _ = self.inputs(block)
         return in_chunks(lambda feed: self.exact_network(feed, outputs=block.outputs), feeds, self._fixed)
 
-    def alive(self, targets: Tensors) -> Tensors:
-        """The float network's tensors that lie behind a block which hands on `targets`."""
-        return {**self._exact, **targets}
+    def alive(self, *, exact: bool) -> Tensors:
+        """The tensors that the blocks to come read, of the float network or of the quantized one."""
+        return dict(self._exact if exact else self._quantized)
 
     def advance(self, number: int, targets: Tensors, outputs: Tensors) -> None:
         """Pass block `number`, which hands on `targets` in the float network and `outputs` in the quantized one."""
