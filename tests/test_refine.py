@@ -25,7 +25,7 @@ from ompq_deploy.quantize.activations import activation_grids, symmetric_grid
 from ompq_deploy.quantize.covariance import Accumulator
 from ompq_deploy.quantize.gptq import damped, second_order_codes
 from ompq_deploy.quantize.output_grids import output_errors
-from ompq_deploy.quantize.refine import RefineSettings, head_of, refine
+from ompq_deploy.quantize.refine import OutputWeights, RefineSettings, head_of, refine
 from ompq_deploy.quantize.stream import Stream, pieces
 from tests import models
 from tests.test_quantize import uniform_plan
@@ -155,6 +155,45 @@ def test_the_same_seed_gives_the_same_integers(residual_model: Path, tmp_path: P
         np.testing.assert_array_equal(a.scale, b.scale)
         for node, bias in a.biases.items():
             np.testing.assert_array_equal(bias, b.biases[node])
+
+
+def one_layer(groups: int, op: str = "Conv") -> onnx.ModelProto:
+    g = models.GraphBuilder(7)
+    weight = g.constant(g.random.standard_normal((12, 12 // groups, 3, 3)).astype(np.float32), "weight")
+    y = g.node(op, ["x", weight], "layer", group=groups, pads=[1, 1, 1, 1])
+    return g.model(["N", 12, 8, 8], y, ["N", 12, 8, 8])
+
+
+def refined(graph: PreparedGraph, samples: Samples, channels: np.ndarray | None) -> QuantizedGraph:
+    """At 3 bits, with `channels` for A."""
+    grids = activation_grids(capture(graph, samples), "minmax", symmetric=False)
+    known = {} if channels is None else {"layer": (channels, channels)}
+    layers = refine(graph, samples, {"layer": 3}, grids, RefineSettings(), lambda _: OutputWeights(channels=known))
+    return QuantizedGraph(graph=graph, layers=layers, grids=grids, calibrated_symmetric={}, wide_grids={})
+
+
+SUMMED = np.full((12, 12), 0.9) + 0.1 * np.eye(12)
+"""A of a network that reads little but the sum of the channels."""
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_errors_of_channels_that_matter_together_cancel(groups: int, tmp_path: Path) -> None:
+    graph = prepare(models.save(one_layer(groups), tmp_path / "m.onnx"))
+    samples = smooth_samples(graph)
+    exact = run(graph.model, samples, COUNT)
+    alone, together = (run(qdq_model(refined(graph, samples, a)), samples, COUNT) - exact for a in (None, SUMMED))
+    of_sums = [np.square(e.reshape(COUNT, groups, -1, 8, 8).sum(axis=2)).mean() for e in (alone, together)]
+    assert of_sums[1] < 0.7 * of_sums[0]
+    assert np.square(together).mean() > np.square(alone).mean()
+
+
+@pytest.mark.parametrize(("groups", "op"), [(12, "Conv"), (3, "ConvTranspose")])
+def test_channels_with_nothing_to_share_are_rounded_alone(groups: int, op: str, tmp_path: Path) -> None:
+    graph = prepare(models.save(one_layer(groups, op), tmp_path / "m.onnx"))
+    samples = smooth_samples(graph)
+    (alone,), (together,) = (refined(graph, samples, a).layers for a in (None, SUMMED))
+    assert np.array_equal(alone.codes, together.codes)
+    assert np.array_equal(alone.scale, together.scale)
 
 
 def test_a_sample_and_its_copies_are_on_one_side_of_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
