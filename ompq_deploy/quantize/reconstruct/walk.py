@@ -1,8 +1,8 @@
 """Through the blocks of a graph, one after the other, with a checkpoint after each.
 
 What was learned of a block is kept where it brings the network's outputs closer to the float ones, the blocks behind as
-they were, on the samples held out from learning and by more than the standard error over these: a block that errs less
-need not make the network err less.
+they were, on the samples held out from learning and by more than CERTAIN standard errors over these: a block that errs
+less need not make the network err less.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ BAR = 20
 SEED_STRIDE = 1_000_003
 FRESH = 1
 """Keeps the copies apart from those that made the integers at the start."""
+CERTAIN = 2.0
+"""With one standard error a sixth of the blocks that change nothing would pass."""
 MOST_NUMBERS = 2**28
 """Numbers in front of a block, over all rows, that copies may lead to."""
 
@@ -162,7 +164,7 @@ class _Judge:
         more than chance; then they are what the next block is compared with."""
         found = self._measured(number)
         gained = self._distances - found
-        if gained.mean() <= gained.std() / math.sqrt(len(gained)):
+        if gained.mean() <= CERTAIN * gained.std() / math.sqrt(len(gained)):
             return False
         self._distances = found
         return True
