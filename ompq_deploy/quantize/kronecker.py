@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32
 from ompq_deploy.numerics import signed_range
-from ompq_deploy.quantize.gptq import unit_upper
+from ompq_deploy.quantize.gptq import columns_order, unit_upper
 
 TILE = (128, 64)
 """Columns of W and channels whose antidiagonals are walked between two matrix products."""
@@ -42,7 +42,7 @@ def coupled_codes(
     `hessian` and `coupling` must be positive definite.
     """
     w, h, a, start = (x.astype(np.float32) for x in (weight, hessian, coupling, codes))
-    of_columns, of_channels = (np.argsort(-np.diag(x), kind="stable") for x in (hessian, coupling))
+    of_columns, of_channels = (columns_order(x[None])[0] for x in (hessian, coupling))
     u, v = (_factor(x, order) for x, order in ((hessian, of_columns), (coupling, of_channels)))
     place = np.ix_(of_columns, of_channels)
     q, s = np.empty_like(w), scale.astype(np.float32)
@@ -106,7 +106,7 @@ def descend(weight: Float32, hessian: Float32, coupling: Float32, scale: Float32
     codes = codes.copy()
     own = np.diag(coupling)
     pull = hessian @ (weight - codes * scale) @ coupling
-    order = np.argsort(-np.diag(hessian), kind="stable")
+    order = columns_order(hessian[None])[0]
     for start in range(0, len(order), TILE[0]):
         block = order[start : start + TILE[0]]
         h = hessian[np.ix_(block, block)]

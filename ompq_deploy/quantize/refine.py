@@ -33,7 +33,7 @@ from ompq_deploy.numerics import along_axis
 from ompq_deploy.quantize import columns
 from ompq_deploy.quantize.biases import float_biases, least_scales
 from ompq_deploy.quantize.covariance import MAX_POSITIONS, Accumulator, Moments, draw_positions
-from ompq_deploy.quantize.rounding_problem import Halves, coupling, rounding_problem
+from ompq_deploy.quantize.rounding_problem import Halves, rounding_problem
 from ompq_deploy.quantize.stream import Head, Stream, pieces
 from ompq_deploy.runtime.timing import Listener, counted
 
@@ -101,9 +101,9 @@ def refine(
             biases = float_biases(index, layer)
             least = least_scales(index, layer, biases, grids)
             kept = None if settings.bias_correction else biases.get(layer.name, 0.0)
-            problem = rounding_problem(layer, weights[layer.name], moments, halves, kept, settings.seed)
-            coupled = coupling(layer, mattering.channels.get(layer.name), settings.seed)
-            ((codes, scale),) = replace(problem, coupling=coupled).codes([bits[layer.name]], least)
+            channels = mattering.channels.get(layer.name)
+            problem = rounding_problem(layer, weights[layer.name], moments, halves, kept, settings.seed, channels)
+            ((codes, scale),) = problem.codes([bits[layer.name]], least)
             q = QuantizedLayer(layer=layer, bits=bits[layer.name], codes=codes, scale=scale, biases=biases)
         if settings.bias_correction:
             q = replace(q, biases={**q.biases, node.name: _mean_matching_bias(q, moments)})

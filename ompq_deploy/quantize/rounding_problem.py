@@ -65,9 +65,10 @@ def rounding_problem(
     halves: tuple[Moments, ...],
     bias: Float32 | float | None,
     seed: int,
+    channels: Halves | None = None,
 ) -> RoundingProblem:
     """The problem that the `moments` of all samples pose; `halves` are those of either half. A `bias` (C,) is one that
-    has to stay, None one that follows from the means."""
+    has to stay, None one that follows from the means. `channels` are the layer's of OutputWeights (`refine.py`)."""
     if bias is not None:
         each = np.broadcast_to(np.asarray(bias, np.float64), moments.output_mean.size)
         rows = each.reshape(moments.output_mean.shape)
@@ -81,10 +82,10 @@ def rounding_problem(
     if len(halves) == 2:
         r = best_shrinkage((halves[0].hessian, halves[1].hessian), DAMPING, random)
     hessian = gptq.damped(shrunk(moments.hessian, r), DAMPING)
-    return RoundingProblem(layer=layer, target=target, hessian=hessian)
+    return RoundingProblem(layer=layer, target=target, hessian=hessian, coupling=_coupling(layer, channels, seed))
 
 
-def coupling(layer: Layer, channels: Halves | None, seed: int) -> Float64 | None:
+def _coupling(layer: Layer, channels: Halves | None, seed: int) -> Float64 | None:
     """A (G, R, R) of `kronecker.py` from the `channels` of OutputWeights, shrunk as their halves say and damped; None
     where none are known, or channels cannot be rounded together: alone in their group, of scales that groups share
     (ConvTranspose), or of inputs in parts."""

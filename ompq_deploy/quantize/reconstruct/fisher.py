@@ -45,7 +45,12 @@ def fisher_weights(
     `feeds` are the tensors of the float network alive behind the block, all samples of them, `outputs` among them;
     `fixed` is the graph's batch where it has one. All weights are 1 where nothing behind depends on the block.
     """
-    found = in_chunks(lambda feed: _squares(network, heads, feed, outputs, generator, DRAWS), feeds, fixed)
+
+    def squares(feed: Mapping[str, Tensor]) -> Tensors:
+        gradients = _gradients(network, heads, feed, outputs, generator, DRAWS)
+        return {name: g.square().mean(dim=0) for name, g in gradients.items()}
+
+    found = in_chunks(squares, feeds, fixed)
     mean = sum(float(w.sum()) for w in found.values()) / sum(w.numel() for w in found.values())
     if mean <= SMALLEST:
         return {name: torch.ones_like(w) for name, w in found.items()}
@@ -106,19 +111,6 @@ def _sums(
 
 def _of_mean_one(matrix: Tensor) -> Float32:
     return (matrix * (len(matrix) / torch.trace(matrix))).cpu().numpy()
-
-
-def _squares(
-    network: TorchGraph,
-    heads: Heads,
-    feed: Mapping[str, Tensor],
-    tensors: Sequence[str],
-    generator: torch.Generator,
-    draws: int,
-) -> Tensors:
-    """(J^T v)^2 of some tensors, fed or computed, the mean of some draws of v."""
-    found = _gradients(network, heads, feed, tensors, generator, draws)
-    return {name: g.square().mean(dim=0) for name, g in found.items()}
 
 
 def _gradients(

@@ -68,7 +68,8 @@ def walk(
         rows = with_copies(samples, copies, (settings.seed, FRESH), settings.augment)
         prefix = Prefix(network, rows, blocks, device)
         judge = _Judge(heads, parts, prefix, len(rows), len(samples))
-        for number, (block, part) in enumerate(zip(blocks, parts, strict=True)):
+        for number, part in enumerate(parts):
+            block = part.block
             exact, inputs = prefix.inputs(block)
             data = BlockData(exact=exact, inputs=inputs, targets=prefix.targets(block), samples=len(samples))
             if number >= done:
