@@ -34,7 +34,7 @@ test-torch: $(STAMP)
 	$(BIN)/python -m pytest tests/test_torch_graph.py tests/test_metrics.py tests/test_contest.py \
 	    tests/test_fake_quant.py tests/test_finetune.py tests/test_finetune_parts.py tests/test_heads.py \
 	    tests/test_reconstruct.py tests/test_reconstruct_blocks.py \
-	    tests/test_reconstruct_fisher.py tests/test_checkpoint.py
+	    tests/test_fisher.py tests/test_fisher_use.py tests/test_checkpoint.py
 
 clean:
 	rm -rf $(VENV) demo.ompq

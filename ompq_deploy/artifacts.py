@@ -330,7 +330,7 @@ class QuantizedGraph:
 
     `calibrated_symmetric` are the grids calibrated for runtimes that know zero-point 128 only; empty where `grids` are
     of that kind, or not from a calibration. `wide_grids` are those of `graph.wide`, which only the integer-only model
-    has.
+    has. `note` tells what the rounding went without, empty where it had everything.
     """
 
     graph: PreparedGraph
@@ -338,6 +338,7 @@ class QuantizedGraph:
     grids: Mapping[str, Grid]
     calibrated_symmetric: Mapping[str, Grid] = field(default_factory=dict)
     wide_grids: Mapping[str, Grid] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def symmetric_grids(self) -> Mapping[str, Grid]:

@@ -142,6 +142,7 @@ def _write_models(
         out.write_json(GRIDS_FILE, grids_document(quantized))
         planned.document["achieved"]["file_bytes"] = path.stat().st_size
         quantized = as_stored(quantized, models["qdq"], planned.plan)
+        planned.document["rounding_note"] = quantized.note
         planned.document["integers"] = layer_digests(quantized)
         hold_budget(planned.plan, path.stat().st_size)
         program = _integer_program(quantized, settings, results)

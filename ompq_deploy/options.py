@@ -20,7 +20,7 @@ from ompq_deploy.limits.bits import SUPPORTED, parse_bits
 from ompq_deploy.limits.rules import Rules
 from ompq_deploy.limits.sizes import SIZES
 from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
-from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, QuantizeSettings
+from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, FISHER_USES, QuantizeSettings
 from ompq_deploy.quantize.reconstruct import LOSSES
 from ompq_deploy.runtime.threads import blas_threads
 from ompq_deploy.settings import SOLVERS, TARGETS, DeploySettings, PlanSettings
@@ -155,6 +155,8 @@ PLANNING = _stack(
     click.option("--effort", type=click.Choice(EFFORTS), default="default", show_default=True,
                  help="quick: round to nearest. default: round for the least error of every layer's output. "
                       "extensive: learn on from there, block by block; minutes, and needs torch."),
+    click.option("--fisher", type=click.Choice(FISHER_USES), default="auto", show_default=True,
+                 help="Weight rounding errors by what they do to the outputs, but under quick; auto: where torch is."),
     click.option("--augment", type=click.Choice(AUGMENTATIONS), default="auto", show_default=True,
                  help="How few images become more to round by; auto: flip+crop for images, none for arrays."),
     click.option("--reconstruct-loss", type=click.Choice(LOSSES), default="squared", show_default=True,
@@ -242,6 +244,7 @@ def plan_settings(flags: dict[str, Any]) -> PlanSettings:
         ),
         quantize=QuantizeSettings(
             effort=flags["effort"],
+            fisher=flags["fisher"],
             augment=flags["augment"],
             calibration_method=flags["calibration_method"],
             activation_grid=flags["activation_grid"],

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import QuantizedGraph, Samples
@@ -50,6 +51,16 @@ def chain() -> onnx.ModelProto:
     x = g.node("Relu", [g.conv(x, "second", 6, 8)], "second_relu")
     pooled = g.node("Flatten", [g.node("GlobalAveragePool", [x], "pool")], "flatten")
     return g.model(["N", 3, 8, 8], g.gemm(pooled, "fc", 8, 6), ["N", 6])
+
+
+def long_chain() -> onnx.ModelProto:
+    """Seven blocks of one small layer."""
+    g = models.GraphBuilder(2)
+    x = "x"
+    for i in range(6):
+        x = g.node("Relu", [g.conv(x, f"conv{i}", 6, 6)], f"relu{i}")
+    pooled = g.node("Flatten", [g.node("GlobalAveragePool", [x], "pool")], "flatten")
+    return g.model(["N", 6, 6, 6], g.gemm(pooled, "fc", 6, 6), ["N", 6])
 
 
 @cache
@@ -146,9 +157,11 @@ class Scaled:
     """Stands for `learn`: multiplies the scale of the block's first layer, and claims that this lowered its error."""
 
     def __init__(self, factor: float) -> None:
+        self.seen: list[str] = []
         self._factor = factor
 
     def __call__(self, part: BlockNetwork, *_: object) -> learn.Learned:
+        self.seen.append(part.block.name)
         with torch.no_grad():
             for i in part.layers[:1]:
                 part.network.scales[i] *= self._factor
@@ -183,9 +196,52 @@ def test_chance_is_not_taken_for_a_gain(monkeypatch: pytest.MonkeyPatch) -> None
     assert same(reconstruct(start, samples, QUICK), start)
 
 
+def test_the_walk_begins_with_the_last_block_and_ends_where_it_is_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started(long_chain)
+    monkeypatch.setattr(walk, "learn", harmful := Scaled(1.5))
+    reconstruct(start, samples, QUICK)
+    blocks = [block.name for block in find_blocks(start.graph)]
+    assert len(blocks) > walk.IN_VAIN
+    assert harmful.seen == blocks[: -walk.IN_VAIN - 1 : -1]
+
+
+def test_what_is_kept_lets_the_walk_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started(long_chain)
+    monkeypatch.setattr(walk, "learn", learned := Scaled(1.5))
+    monkeypatch.setattr(walk._Judge, "gains", lambda self, number: number % walk.IN_VAIN == 0)
+    reconstruct(start, samples, QUICK)
+    assert learned.seen == [block.name for block in find_blocks(start.graph)][::-1]
+
+
+def test_only_the_last_blocks_are_tried_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, samples = started()
+    monkeypatch.setattr(walk, "MOST_NUMBERS", 1)
+    monkeypatch.setattr(walk, "learn", learned := Scaled(1.5))
+    reconstruct(start, samples, QUICK)
+    assert learned.seen == [find_blocks(start.graph)[-1].name]
+
+
+def early_head() -> onnx.ModelProto:
+    """A head made by the first block, which nothing else reads, and one by the last."""
+    g = models.GraphBuilder(3)
+    x = g.node("Relu", [g.conv("x", "first", 3, 6, strides=[2, 2])], "first_relu")
+    early = g.conv(x, "early", 6, 2)
+    late = g.conv(g.node("Relu", [g.conv(x, "second", 6, 8)], "second_relu"), "late", 8, 2)
+    model = g.model(["N", 3, 8, 8], late, ["N", 2, 4, 4])
+    model.graph.output.append(helper.make_tensor_value_info(early, onnx.TensorProto.FLOAT, ["N", 2, 4, 4]))
+    return model
+
+
+def test_a_head_made_early_is_compared_too() -> None:
+    start, samples = started(early_head)
+    found = reconstruct(start, samples, QUICK)
+    assert output_distance(found, samples) <= output_distance(start, samples)
+
+
 def test_learning_lowers_the_error_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     start, samples = started()
     monkeypatch.setattr(walk, "learn", recorder := Recorder())
+    monkeypatch.setattr(walk._Judge, "gains", lambda *_: True)
     found = reconstruct(start, samples, replace(QUICK, iterations=150))
     assert min(block.after / block.before for block in recorder.found) < 0.98
     assert any((a.codes != b.codes).any() for a, b in zip(start.layers, found.layers, strict=True))

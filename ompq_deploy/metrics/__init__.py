@@ -139,7 +139,9 @@ def _hawq(evidence: Evidence, settings: MetricSettings) -> Scores:
 
 def _differentiable(evidence: Evidence, samples: Samples, settings: MetricSettings) -> Problem:
     """The loss as torch sees it. Raises BackendMissing without torch, before anything imports it."""
-    network = torch_graph.load(evidence.graph, f"--metric {settings.name}")
+    network = torch_graph.load(
+        evidence.graph, f"--metric {settings.name}", "choose a metric that does without: orm, kl, mse, size"
+    )
     from ompq_deploy.metrics.gradients import Problem
 
     return Problem(

@@ -21,7 +21,7 @@ from ompq_deploy.artifacts import (
     Samples,
 )
 from ompq_deploy.augment import chosen_augmentation, copies_for
-from ompq_deploy.errors import BadInput
+from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.graph.index import GraphIndex, attributes
 from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.graph.wide_grids import wide_grids
@@ -33,13 +33,15 @@ from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
 from ompq_deploy.quantize.refine import RefineSettings, Weigh, refine
 from ompq_deploy.runtime.timing import Listener
-from ompq_deploy.torch_graph import require_torch
+from ompq_deploy.torch_graph import load, require_torch
 from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 EFFORTS = ("quick", "default", "extensive")
 """quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`);
-extensive weights that error by what it does to the network's outputs, and learns on from there, block by block
-(`reconstruct/`, needs torch)."""
+extensive learns on from there, block by block (`reconstruct/`, needs torch)."""
+FISHER_USES = ("auto", "on", "off")
+"""Whether the rounding of every effort but quick weights a layer's errors by what they do to the network's outputs
+(`fisher.py`); auto: where torch can run the network."""
 
 OUTPUT = "output"
 ROWS = 512
@@ -55,13 +57,14 @@ ACTIVATION_GRIDS = ("asymmetric", SYMMETRIC_GRIDS)
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
-    """`effort` is how hard to work on the rounding, `augment` how few images become more to round by (`augment.py`);
-    how activations are calibrated, and on which kind of grid; whether biases absorb the mean error; whether the
-    prepared graph's weights are balanced across layers beforehand (`passes/equalize.py`), and activations of very
-    uneven channels smoothed (`passes/smooth.py`). `reconstruct_loss` and `reconstruct_drop` are `loss` and `drop` of
-    `ReconstructSettings`, which the effort extensive reads."""
+    """`effort` is how hard to work on the rounding, `fisher` one of FISHER_USES, `augment` how few images become more
+    to round by (`augment.py`); how activations are calibrated, on which kind of grid; whether biases absorb the mean
+    error; whether the prepared graph's weights are balanced across layers beforehand (`passes/equalize.py`), and
+    activations of very uneven channels smoothed (`passes/smooth.py`). `reconstruct_loss` and `reconstruct_drop` are
+    `loss` and `drop` of `ReconstructSettings`, which the effort extensive reads."""
 
     effort: str = "default"
+    fisher: str = "auto"
     augment: str = "auto"
     calibration_method: str = "mse"
     activation_grid: str = "asymmetric"
@@ -88,8 +91,8 @@ def quantize(
 
     `checkpoint` is that of `reconstruct`, which the effort extensive ends with; `tell` hears how far the work has come.
 
-    Raises BadInput for an unknown effort, calibration method, kind of grid or loss, and where samples are missing;
-    BackendMissing where extensive finds no torch.
+    Raises BadInput for an unknown effort, use of `fisher`, calibration method, kind of grid or loss, and where samples
+    are missing; BackendMissing where extensive, or `fisher` "on", find no torch.
     """
     settings = settings or QuantizeSettings()
     _check(settings, samples)
@@ -99,6 +102,7 @@ def quantize(
         augment=augment, seed=seed, threads=threads,
     )  # fmt: skip
     kinds = (True,) if settings.activation_grid == SYMMETRIC_GRIDS else (False, True)
+    note = ""
     grids, *others = _calibrated(graph, capture, settings.calibration_method, kinds, samples, seed, threads)
     if settings.effort == "quick" or samples is None:
         layers = _rounded(graph, capture, plan, grids, settings.bias_correction)
@@ -107,7 +111,7 @@ def quantize(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
             copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS),
         )  # fmt: skip
-        weigh = _by_output(graph, samples, seed, threads) if settings.effort == "extensive" else None
+        weigh, note = _weigh(graph, samples, settings.fisher, seed, threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement, weigh, tell)
     quantized = QuantizedGraph(
         graph=graph,
@@ -115,6 +119,7 @@ def quantize(
         grids=grids,
         calibrated_symmetric=others[0] if others else {},
         wide_grids=wide_grids(capture.wide_ranges),
+        note=note,
     )
     if settings.effort != "extensive" or samples is None:
         return quantized
@@ -124,6 +129,7 @@ def quantize(
 def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
     for flag, value, known in (
         ("--effort", settings.effort, EFFORTS),
+        ("--fisher", settings.fisher, FISHER_USES),
         ("--activation-grid", settings.activation_grid, ACTIVATION_GRIDS),
     ):
         if value not in known:
@@ -138,12 +144,21 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
         require_torch("--effort extensive", "choose --effort default")
 
 
-def _by_output(graph: PreparedGraph, samples: Samples, seed: int, threads: int) -> Weigh:
+def _weigh(graph: PreparedGraph, samples: Samples, use: str, seed: int, threads: int) -> tuple[Weigh | None, str]:
+    """What tells how much errors matter to the outputs, or None, and a note where that was to be had only by torch."""
+    if use == "off":
+        return None, ""
+    try:
+        network = load(graph, "--fisher on", "choose --fisher off")
+    except BackendMissing as e:
+        if use == "on":
+            raise
+        return None, f"errors are not weighted by what they do to the outputs: {e.what}"
     from ompq_deploy.evaluate.head_search import find_heads
-    from ompq_deploy.quantize.reconstruct.fisher import output_weights
+    from ompq_deploy.quantize.fisher import output_weights
 
     heads = find_heads(graph, samples, threads)
-    return lambda rows: output_weights(graph, heads, rows, len(samples), seed)
+    return lambda rows: output_weights(network, graph, heads, rows, len(samples), seed, threads), ""
 
 
 def _largest_activation(graph: PreparedGraph) -> int:

@@ -9,9 +9,9 @@ Two streams walk through the graph side by side, the float one and the quantized
 stream goes on with s Q and b.
 A layer of very many inputs is rounded in parts of fewer (`columns.parts`), and W' is W there.
 The bias is the measured form of bias correction; it also takes out what the prefix and zero padding shift. Few images
-are repeated, flipped and shifted: that fills covariances where the feature map is small. `--effort extensive` weights
-positions of the output by what they matter to the network's, and rounds the channels of a layer together
-(`kronecker.py`), both by gradients (`reconstruct/fisher.py`).
+are repeated, flipped and shifted: that fills covariances where the feature map is small. Where gradients are to be had
+(`fisher.py`), positions of the output are weighted by what they matter to the network's, and the channels of a layer
+rounded together (`kronecker.py`).
 """
 
 from __future__ import annotations

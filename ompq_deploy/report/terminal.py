@@ -44,6 +44,8 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     parts += [_contest_table(document["contest"])] if document.get("contest") else []
     if document.get("metric_note"):
         parts.append(_remark("yellow", f"metric {document['metric_chosen']}", document["metric_note"]))
+    if document.get("rounding_note"):
+        parts.append(_remark("yellow", "rounding", document["rounding_note"]))
     parts.append(_summary_table(document))
     parts += [_heads_table(document["heads"])] if document.get("heads") else []
     kind = document["model"].get("float_type", "float32")

@@ -31,9 +31,10 @@ def require_torch(purpose: str, instead: str = "") -> None:
         )
 
 
-def load(graph: PreparedGraph, purpose: str) -> TorchGraph:
-    """The graph, ready to run in torch. Raises BackendMissing without torch, or for an operator it does not know."""
-    require_torch(purpose, "choose a metric that does without: orm, kl, mse, size")
+def load(graph: PreparedGraph, purpose: str, instead: str = "") -> TorchGraph:
+    """The graph, ready to run in torch. Raises BackendMissing as `require_torch` does, or for an operator that it does
+    not know."""
+    require_torch(purpose, instead)
     from ompq_deploy.torch_graph.graph import TorchGraph
 
     return TorchGraph(graph)

@@ -47,7 +47,7 @@ class TorchGraph:
                 raise BackendMissing(
                     f"the torch executor has no operator {node.domain}{'::' if node.domain else ''}{node.op_type}",
                     where=f"node {node.name}",
-                    fix="choose a metric that needs no gradients: orm, kl, mse, size",
+                    fix="choose --effort default, --fisher off, and a metric without gradients: orm, kl, mse, size",
                 )
 
     def to(self, device: torch.device) -> TorchGraph:

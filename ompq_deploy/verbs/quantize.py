@@ -60,7 +60,7 @@ def write_models(
             qdq = qdq_model(quantized)
             out.write_json(GRIDS_FILE, grids_document(quantized))
             quantized = as_stored(quantized, qdq, plan)
-            document["integers"] = layer_digests(quantized)
+            document |= {"integers": layer_digests(quantized), "rounding_note": quantized.note}
             if {"auto", "onnx"} & set(targets):
                 path = out.write_model(QDQ_FILE, qdq)
                 document["achieved"]["file_bytes"] = path.stat().st_size

@@ -1,8 +1,8 @@
-"""`--effort extensive`: the integers of the closed form, its errors weighted by what they do to
-the outputs (`fisher.py`), learned on, one block of the graph after the other.
+"""`--effort extensive`: the integers of the closed form learned on, one block of the graph after the other, from the last
+one as far as that helps.
 
-`blocks.py` cuts the graph, `adaround.py` holds the maths of rounding and `fisher.py` those of the weighted loss;
-`learn.py` improves one block, `prefix.py` carries the samples from block to block, and `walk.py` goes through them all.
+`blocks.py` cuts the graph, `adaround.py` holds the maths of rounding and `../fisher.py` those of the weighted loss;
+`fronts.py` has the samples in front of every block, `learn.py` improves one block, and `walk.py` goes through them.
 All but this file and `blocks.py` import torch, so they are only imported inside functions.
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.quantize.reconstruct.blocks import Block
-from ompq_deploy.quantize.reconstruct.prefix import Tensors, in_chunks, take
+from ompq_deploy.torch_graph.chunks import Tensors, in_chunks, take
 from ompq_deploy.torch_graph.fake_quant import FakeQuantGraph, bias_name
 
 
@@ -85,8 +85,8 @@ class BlockNetwork:
         )
 
     def outputs(self, feeds: Mapping[str, Tensor]) -> Tensors:
-        """The block's outputs for all samples, as its integers give them."""
-        return in_chunks(self.run, feeds, self.network.origin.graph.batch)
+        """The block's outputs for all samples, as its integers give them; `feeds` may hold other tensors too."""
+        return in_chunks(self.run, {name: feeds[name] for name in self.block.inputs}, self.network.origin.graph.batch)
 
     def error(self, data: BlockData) -> float:
         """Squared output error per row, as the integers give it."""

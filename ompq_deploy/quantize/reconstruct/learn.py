@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ompq_deploy.quantize.reconstruct import ReconstructSettings
 from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork
-from ompq_deploy.quantize.reconstruct.prefix import filled_up
 from ompq_deploy.quantize.reconstruct.soft import SoftBlock
+from ompq_deploy.torch_graph.chunks import filled_up
 
 PULL = 3e4
 """Weight of R against a reconstruction loss that begins at 1: a mean over weights is a small thing to each of them."""

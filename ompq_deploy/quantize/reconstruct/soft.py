@@ -19,7 +19,7 @@ from ompq_deploy.numerics import signed_range
 from ompq_deploy.quantize.reconstruct import ReconstructSettings
 from ompq_deploy.quantize.reconstruct.adaround import LearnedRounding, beta_at
 from ompq_deploy.quantize.reconstruct.block import BlockNetwork
-from ompq_deploy.quantize.reconstruct.prefix import Tensors
+from ompq_deploy.torch_graph.chunks import Tensors
 from ompq_deploy.torch_graph.fake_quant import along, fake_quantize
 
 ROUNDING_RATE, RATIO_RATE, BIAS_RATE = 0.05, 1e-3, 1e-3

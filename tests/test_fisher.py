@@ -16,7 +16,7 @@ from tests import models
 from tests.test_refine import smooth_samples
 
 torch = pytest.importorskip("torch")
-from ompq_deploy.quantize.reconstruct import fisher  # noqa: E402
+from ompq_deploy.quantize import fisher  # noqa: E402
 from ompq_deploy.torch_graph.graph import TorchGraph  # noqa: E402
 
 COUNT = 3
@@ -122,7 +122,7 @@ def test_positions_weigh_by_the_root_of_their_channels_sum(tmp_path: Path, monke
     graph = prepare(models.save(models.residual_network(), tmp_path / "model.onnx"))
     monkeypatch.setattr(fisher, "POSITION_DRAWS", 600)
     samples = smooth_samples(graph, COUNT)
-    found = fisher.output_weights(graph, find_heads(graph, samples), samples, COUNT, 0).positions
+    found = fisher.output_weights(TorchGraph(graph), graph, find_heads(graph, samples), samples, COUNT, 0).positions
     assert set(found) == {node for layer in graph.layers for node in layer.nodes}
     for weights in found.values():
         assert len(weights) == COUNT
@@ -137,7 +137,7 @@ def test_channels_matter_together_as_their_gradients_do(tmp_path: Path, monkeypa
     graph = prepare(models.save(models.residual_network(), tmp_path / "model.onnx"))
     monkeypatch.setattr(fisher, "POSITION_DRAWS", 600)
     samples = smooth_samples(graph, 2)
-    found = fisher.output_weights(graph, find_heads(graph, samples), samples, 2, 0).channels
+    found = fisher.output_weights(TorchGraph(graph), graph, find_heads(graph, samples), samples, 2, 0).channels
     assert set(found) == {layer.name for layer in graph.layers}
     tensors = {node.name: node.output[0] for node in graph.model.graph.node}
     for layer in ("main2", "fc"):
@@ -151,7 +151,7 @@ def test_channels_matter_together_as_their_gradients_do(tmp_path: Path, monkeypa
 def test_one_sample_has_no_halves_to_compare(tmp_path: Path) -> None:
     graph = prepare(models.save(models.residual_network(), tmp_path / "model.onnx"))
     samples = smooth_samples(graph, 1)
-    found = fisher.output_weights(graph, find_heads(graph, samples), samples, 1, 0)
+    found = fisher.output_weights(TorchGraph(graph), graph, find_heads(graph, samples), samples, 1, 0)
     assert not found.channels
     assert set(found.positions) == {node for layer in graph.layers for node in layer.nodes}
 
@@ -164,7 +164,7 @@ def test_a_layer_that_leads_nowhere_has_no_weights(tmp_path: Path) -> None:
     model = g.model(["N", 3, 6, 6], g.gemm(pooled, "fc", 4, 5), ["N", 5])
     graph = prepare(models.save(model, tmp_path / "m.onnx"))
     samples = smooth_samples(graph, COUNT)
-    found = fisher.output_weights(graph, find_heads(graph, samples), samples, COUNT, 0)
+    found = fisher.output_weights(TorchGraph(graph), graph, find_heads(graph, samples), samples, COUNT, 0)
     assert {"fc", "next"} <= set(found.positions)
     assert {"fc", "next"} <= set(found.channels)
     assert "dead" not in {*found.positions, *found.channels}

@@ -22,13 +22,16 @@ from torch import Tensor
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.evaluate.heads import SOFTENED, Heads
 from ompq_deploy.graph.index import GraphIndex
-from ompq_deploy.quantize.reconstruct.prefix import Tensors, in_chunks
 from ompq_deploy.quantize.refine import OutputWeights
+from ompq_deploy.torch_graph.chunks import CHUNK, Tensors, in_chunks
 from ompq_deploy.torch_graph.graph import TorchGraph, best_device, on_device
+from ompq_deploy.torch_graph.threads import torch_threads
 
 DRAWS = 4
 POSITION_DRAWS = 2
 """Fewer do where channels are summed up."""
+MOST_NUMBERS = 2**28
+"""Numbers in all tensors of the rows that run at a time: 1 GiB, and as much again for gradients."""
 SMALLEST = 1e-30
 
 
@@ -57,27 +60,35 @@ def fisher_weights(
     return {name: w / mean for name, w in found.items()}
 
 
-def output_weights(graph: PreparedGraph, heads: Heads, rows: Samples, samples: int, seed: int) -> OutputWeights:
+def output_weights(
+    network: TorchGraph, graph: PreparedGraph, heads: Heads, rows: Samples, samples: int, seed: int, threads: int = 0
+) -> OutputWeights:
     """How much the positions and the channels of every layer's output matter; `rows` are `samples` and copies of all.
 
     w_np = sqrt( sum_c w_npc ), the sum as in Kim et al., "GuidedQuant", ICML 2025, Eq. 7, for one group; the
     root since it is an estimate, and without it few positions of few samples have it all (docs/maths.md).
     A = mean of g_np g_np^T over all positions, for even and odd samples apart; what fills up a fixed batch counts too.
-    A layer is left out where the samples are not axis 0 of its output, or where nothing behind depends on it.
+    A layer is left out where the samples are not axis 0 of its output, or where nothing behind depends on it. Few rows
+    run at a time where the graph's tensors are large: gradients need all of them at once.
     """
     device = best_device()
-    network = TorchGraph(graph).to(device)
+    network = network.to(device)
+    index = GraphIndex(graph.model)
+    numbers = sum(index.numbers(name) for node in index.graph.node for name in node.output if name in index.shapes)
+    most = min(max(MOST_NUMBERS // numbers, 1), CHUNK)
     generator = torch.Generator(device).manual_seed(seed)
     parity = np.arange(len(rows)) % samples % 2
     positions: dict[str, Float32] = {}
     channels: list[dict[str, Float32]] = []
-    for half in np.unique(parity):
-        chosen = np.flatnonzero(parity == half)
-        feeds = {name: on_device(x[chosen], device) for name, x in rows.inputs.items()}
-        squares, products = _sums(graph, network, heads, feeds, generator)
-        for node, w in squares.items():
-            positions.setdefault(node, np.zeros((len(rows), w.shape[1]), np.float32))[chosen] = w.sqrt().cpu().numpy()
-        channels.append({name: _of_mean_one(a) for name, a in products.items() if float(torch.trace(a)) > SMALLEST})
+    with torch_threads(threads):
+        for half in np.unique(parity):
+            chosen = np.flatnonzero(parity == half)
+            feeds = {name: on_device(x[chosen], device) for name, x in rows.inputs.items()}
+            squares, products = _sums(graph, network, heads, feeds, most, generator)
+            for node, w in squares.items():
+                every = positions.setdefault(node, np.zeros((len(rows), w.shape[1]), np.float32))
+                every[chosen] = w.sqrt().cpu().numpy()
+            channels.append({name: _of_mean_one(a) for name, a in products.items() if float(torch.trace(a)) > SMALLEST})
     first, *others = channels
     return OutputWeights(
         positions={node: w / w.mean() for node, w in positions.items() if w.mean() > SMALLEST},
@@ -86,7 +97,7 @@ def output_weights(graph: PreparedGraph, heads: Heads, rows: Samples, samples: i
 
 
 def _sums(
-    graph: PreparedGraph, network: TorchGraph, heads: Heads, feeds: Tensors, generator: torch.Generator
+    graph: PreparedGraph, network: TorchGraph, heads: Heads, feeds: Tensors, most: int, generator: torch.Generator
 ) -> tuple[Tensors, Tensors]:
     """By node the squares of its output's gradients summed over channels, (rows, positions), the mean of some draws; by
     layer their products g g^T summed over all positions, (C, C)."""
@@ -106,7 +117,7 @@ def _sums(
                 found[node] = flat.square().sum(dim=1).reshape(POSITION_DRAWS, size, -1).mean(dim=0)
         return found
 
-    return in_chunks(squares, feeds, graph.batch), products
+    return in_chunks(squares, feeds, graph.batch, most), products
 
 
 def _of_mean_one(matrix: Tensor) -> Float32:
