@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ompq_deploy.quantize.covariance import Accumulator, Moments
-from ompq_deploy.quantize.target import NONE, STEPS, best_ridge, fitted_target
+from ompq_deploy.quantize.target import NONE, STEPS, best_ridge, fitted_target, gain
 
 COLUMNS, ROWS = 24, 80
 WEIGHT = np.random.default_rng(0).standard_normal((1, COLUMNS, ROWS))
@@ -59,7 +59,8 @@ def test_near_the_least_error_on_unseen_samples(count: int, noise: float, monkey
     for t in STEPS:
         monkeypatch.setattr("ompq_deploy.quantize.target.best_ridge", lambda *_, t=t: t)
         errors.append(unseen_error(target(count, noise), noise))
-    assert errors[-1] == unseen_error(WEIGHT, noise)  # t without end keeps W
+    factor = gain(WEIGHT, reduce(Moments.merged, halves(count, noise)))
+    assert errors[-1] == unseen_error(factor * WEIGHT, noise)  # t without end leaves the factor
     assert chosen < 1.15 * min(errors)
 
 
@@ -69,6 +70,21 @@ def test_the_fewer_samples_the_less_is_fitted() -> None:
     assert found[0] < found[-1]
 
 
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_a_common_factor_is_told_by_samples_too_few_for_anything_else(factor: float) -> None:
+    random = np.random.default_rng(6)
+    exact = random.standard_normal((1, COLUMNS, 16)).astype(np.float32)
+    y = WEIGHT.swapaxes(1, 2) @ exact
+    both = halved(exact / factor + 0.02 * random.standard_normal(exact.shape), y + random.standard_normal(y.shape))
+    found = fitted_target(WEIGHT, both[0].merged(both[1]), both, np.random.default_rng(0))
+    np.testing.assert_allclose(found, factor * WEIGHT, rtol=0.03, atol=0.02)
+
+
+def test_inputs_of_zero_have_no_factor() -> None:
+    both = halved(np.zeros((1, COLUMNS, 8), np.float32), np.ones((1, ROWS, 8), np.float32))
+    assert gain(WEIGHT, both[0]) == 1
+
+
 def test_exact_inputs_that_only_seem_to_miss_something_keep_the_weight() -> None:
     """Outputs with noise of their own: nothing in the inputs explains it."""
     random = np.random.default_rng(5)
@@ -76,7 +92,8 @@ def test_exact_inputs_that_only_seem_to_miss_something_keep_the_weight() -> None
     y = (WEIGHT.swapaxes(1, 2) @ x + 3 * random.standard_normal((1, ROWS, 30))).astype(np.float32)
     both = halved(x, y)
     assert best_ridge(WEIGHT, both, np.random.default_rng(0)) == NONE
-    assert fitted_target(WEIGHT, both[0].merged(both[1]), both, np.random.default_rng(0)) is WEIGHT
+    found = fitted_target(WEIGHT, both[0].merged(both[1]), both, np.random.default_rng(0))
+    np.testing.assert_allclose(found, WEIGHT, rtol=0.05)
 
 
 def test_one_half_tells_nothing() -> None:

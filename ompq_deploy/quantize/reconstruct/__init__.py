@@ -1,5 +1,5 @@
-"""`--effort extensive`: the integers of the closed form learned on, one block of the graph after the other, from the last
-one as far as that helps.
+"""`--effort extensive`: the integers of the closed form learned on, one block of the graph after the other, from the
+last one as far as that helps.
 
 `blocks.py` cuts the graph, `adaround.py` holds the maths of rounding and `../fisher.py` those of the weighted loss;
 `fronts.py` has the samples in front of every block, `learn.py` improves one block, and `walk.py` goes through them.
