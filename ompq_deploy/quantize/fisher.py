@@ -23,6 +23,7 @@ from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.evaluate.heads import SOFTENED, Heads
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.quantize.refine import OutputWeights
+from ompq_deploy.runtime.threads import half_granted
 from ompq_deploy.torch_graph.chunks import CHUNK, Tensors, in_chunks
 from ompq_deploy.torch_graph.graph import TorchGraph, best_device, on_device
 from ompq_deploy.torch_graph.threads import torch_threads
@@ -69,7 +70,8 @@ def output_weights(
     root since it is an estimate, and without it few positions of few samples have it all (docs/maths.md).
     A = mean of g_np g_np^T over all positions, for even and odd samples apart; what fills up a fixed batch counts too.
     A layer is left out where the samples are not axis 0 of its output, or where nothing behind depends on it. Few rows
-    run at a time where the graph's tensors are large: gradients need all of them at once.
+    run at a time where the graph's tensors are large: gradients need all of them at once. On `threads`, 0 for half of
+    the cores: on both of a pair of hyperthreads, beside another process, small networks take many times as long.
     """
     device = best_device()
     network = network.to(device)
@@ -80,7 +82,7 @@ def output_weights(
     parity = np.arange(len(rows)) % samples % 2
     positions: dict[str, Float32] = {}
     channels: list[dict[str, Float32]] = []
-    with torch_threads(threads):
+    with torch_threads(threads or half_granted()):
         for half in np.unique(parity):
             chosen = np.flatnonzero(parity == half)
             feeds = {name: on_device(x[chosen], device) for name, x in rows.inputs.items()}

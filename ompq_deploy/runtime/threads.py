@@ -36,8 +36,13 @@ def blas_threads(threads: int) -> Iterator[None]:
     """NumPy's BLAS on `threads` threads, 0 for half of the cores granted."""
     import numpy  # noqa: F401  the limit holds for libraries that are loaded
 
-    with threadpool_limits(limits=threads or max(1, granted() // 2), user_api="blas"):
+    with threadpool_limits(limits=threads or half_granted(), user_api="blas"):
         yield
+
+
+def half_granted() -> int:
+    """Half of the cores granted, at least one."""
+    return max(1, granted() // 2)
 
 
 def _quota() -> float:
