@@ -156,7 +156,8 @@ PLANNING = _stack(
                  help="quick: round to nearest. default: round for the least error of every layer's output. "
                       "extensive: learn on from there, block by block; minutes, and needs torch."),
     click.option("--fisher", type=click.Choice(FISHER_USES), default="auto", show_default=True,
-                 help="Weight rounding errors by what they do to the outputs, but under quick; auto: where torch is."),
+                 help="Weight rounding errors by what they do to the outputs, but under quick; auto: where torch is "
+                      "and a layer has fewer than 8 bits."),
     click.option("--augment", type=click.Choice(AUGMENTATIONS), default="auto", show_default=True,
                  help="How few images become more to round by; auto: flip+crop for images, none for arrays."),
     click.option("--reconstruct-loss", type=click.Choice(LOSSES), default="squared", show_default=True,

@@ -18,9 +18,9 @@ from tests.test_quantize import uniform_plan
 from tests.test_refine import prepared
 
 
-def rounded(folder: Path, **settings: str) -> QuantizedGraph:
+def rounded(folder: Path, bits: int = 3, fisher: str = "auto") -> QuantizedGraph:
     graph, samples, captured = prepared(models.residual_network(), folder)
-    return quantize(graph, captured, uniform_plan(graph, 3), QuantizeSettings(**settings), samples=samples)
+    return quantize(graph, captured, uniform_plan(graph, bits), QuantizeSettings(fisher=fisher), samples=samples)
 
 
 def codes(quantized: QuantizedGraph) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_the_report_tells_what_rounding_went_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residual_model: Path, run: Run
 ) -> None:
     monkeypatch.setattr(torch_graph, "find_spec", lambda name: None)
-    flags = ("--size", "16KB", "--bits", "2-8", "--metric", "size", "--target", "onnx", "--samples", 8)
+    flags = ("--size", "16KB", "--bits", "2-4", "--metric", "size", "--target", "onnx", "--samples", 8)
     code, text, _ = run(residual_model, *flags, "--out", tmp_path / "out")
     assert code == 0
     assert "rounding: errors are not weighted" in text
@@ -70,6 +70,12 @@ def test_auto_is_on_where_torch_runs_the_network(tmp_path: Path) -> None:
     auto, on, off = (codes(rounded(tmp_path, fisher=use)) for use in ("auto", "on", "off"))
     np.testing.assert_array_equal(auto, on)
     assert (auto != off).any()
+
+
+def test_auto_is_off_where_every_layer_has_eight_bits(tmp_path: Path) -> None:
+    auto, on, off = (codes(rounded(tmp_path, bits=8, fisher=use)) for use in ("auto", "on", "off"))
+    np.testing.assert_array_equal(auto, off)
+    assert (on != off).any()
 
 
 def test_a_network_torch_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

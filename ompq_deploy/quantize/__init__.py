@@ -41,7 +41,9 @@ EFFORTS = ("quick", "default", "extensive")
 extensive learns on from there, block by block (`reconstruct/`, needs torch)."""
 FISHER_USES = ("auto", "on", "off")
 """Whether the rounding of every effort but quick weights a layer's errors by what they do to the network's outputs
-(`fisher.py`); auto: where torch can run the network."""
+(`fisher.py`); auto: where torch can run the network, and a layer has fewer than WIDE bits."""
+WIDE = 8
+"""Rounding to so many bits errs less than the activations do, and gradients take longer than all the rest."""
 
 OUTPUT = "output"
 ROWS = 512
@@ -111,7 +113,8 @@ def quantize(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
             copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS),
         )  # fmt: skip
-        weigh, note = _weigh(graph, samples, settings.fisher, seed, threads)
+        use = "off" if settings.fisher == "auto" and min(plan.bits().values()) >= WIDE else settings.fisher
+        weigh, note = _weigh(graph, samples, use, seed, threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement, weigh, tell)
     quantized = QuantizedGraph(
         graph=graph,
