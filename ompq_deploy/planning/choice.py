@@ -136,13 +136,14 @@ def _refinement(
     cost: float,
     tell: Listener | None,
 ) -> Refine:
-    """The contest's `refine`: closed form, without copies of the images or gradients, whatever more there is to the
-    run."""
+    """The contest's `refine`: closed form, without copies of the images, and with gradients under `extensive` alone,
+    which has the time."""
     names = QdqNames(graph)
     effort, thorough = settings.quantize.effort, cost <= SMALL
     places = folds(len(samples), every=thorough)
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
-    rounding = replace(settings.quantize, effort="default", fisher="off", augment="none")
+    fisher = settings.quantize.fisher if effort == "extensive" else "off"
+    rounding = replace(settings.quantize, effort="default", fisher=fisher, augment="none")
 
     def outputs(plan: BitPlan, tensors: Sequence[str]) -> list[Float32]:
         wanted = [names.tensor(name) for name in tensors]
