@@ -113,8 +113,7 @@ def quantize(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
             copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS),
         )  # fmt: skip
-        use = "off" if settings.fisher == "auto" and min(plan.bits().values()) >= WIDE else settings.fisher
-        weigh, note = _weigh(graph, samples, use, seed, threads)
+        weigh, note = _weigh(graph, samples, plan, settings.fisher, seed, threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement, weigh, tell)
     quantized = QuantizedGraph(
         graph=graph,
@@ -147,9 +146,11 @@ def _check(settings: QuantizeSettings, samples: Samples | None) -> None:
         require_torch("--effort extensive", "choose --effort default")
 
 
-def _weigh(graph: PreparedGraph, samples: Samples, use: str, seed: int, threads: int) -> tuple[Weigh | None, str]:
+def _weigh(
+    graph: PreparedGraph, samples: Samples, plan: BitPlan, use: str, seed: int, threads: int
+) -> tuple[Weigh | None, str]:
     """What tells how much errors matter to the outputs, or None, and a note where that was to be had only by torch."""
-    if use == "off":
+    if use == "off" or (use == "auto" and min(plan.bits().values()) >= WIDE):
         return None, ""
     try:
         network = load(graph, "--fisher on", "choose --fisher off")

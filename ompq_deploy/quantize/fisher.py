@@ -86,7 +86,7 @@ def output_weights(
         for half in np.unique(parity):
             chosen = np.flatnonzero(parity == half)
             feeds = {name: on_device(x[chosen], device) for name, x in rows.inputs.items()}
-            squares, products = _sums(graph, network, heads, feeds, most, generator)
+            squares, products = _sums(graph, index, network, heads, feeds, most, generator)
             for node, w in squares.items():
                 every = positions.setdefault(node, np.zeros((len(rows), w.shape[1]), np.float32))
                 every[chosen] = w.sqrt().cpu().numpy()
@@ -99,11 +99,16 @@ def output_weights(
 
 
 def _sums(
-    graph: PreparedGraph, network: TorchGraph, heads: Heads, feeds: Tensors, most: int, generator: torch.Generator
+    graph: PreparedGraph,
+    index: GraphIndex,
+    network: TorchGraph,
+    heads: Heads,
+    feeds: Tensors,
+    most: int,
+    generator: torch.Generator,
 ) -> tuple[Tensors, Tensors]:
     """By node the squares of its output's gradients summed over channels, (rows, positions), the mean of some draws; by
     layer their products g g^T summed over all positions, (C, C)."""
-    index = GraphIndex(graph.model)
     layers = {index.nodes[node].output[0]: (node, layer) for layer in graph.layers for node in layer.nodes}
     products: Tensors = {}
 

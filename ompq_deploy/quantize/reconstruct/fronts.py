@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -24,8 +25,8 @@ class Front:
 def last_fronts(
     exact_network: TorchGraph, parts: Sequence[BlockNetwork], compared: Sequence[str], feeds: Tensors, most: int
 ) -> list[Front]:
-    """Those of the last blocks, in order: as many as have `most` numbers together, and of the very last in any case.
-    `compared` are the tensors compared at the end."""
+    """Those of the last blocks, in order, and what lies behind the very last: as many as have `most` numbers together,
+    and those two in any case. `compared` are the tensors compared at the end."""
     network = parts[0].network
     fixed = network.origin.graph.batch
     on_grid = {name: i for i, name in enumerate(network.activations)}
@@ -34,22 +35,17 @@ def last_fronts(
         quantized={n: network.quantizer(on_grid[n])(x).detach() if n in on_grid else x for n, x in feeds.items()},
     )
     fronts = [front]
-    for number, part in enumerate(parts[:-1], start=1):
-        targets = float_outputs(exact_network, part.block.outputs, front.exact, fixed)
+    for number, part in enumerate(parts, start=1):
+        targets = in_chunks(partial(exact_network, outputs=part.block.outputs), front.exact, fixed)
         wanted = {*compared, *(name for later in parts[number:] for name in later.block.inputs)}
         front = Front(
             exact=_those(wanted, {**front.exact, **targets}),
             quantized=_those(wanted, {**front.quantized, **part.outputs(front.quantized)}),
         )
         fronts.append(front)
-        while len(fronts) > 1 and _numbers(fronts) > most:
+        while len(fronts) > 2 and _numbers(fronts) > most:
             del fronts[0]
     return fronts
-
-
-def float_outputs(network: TorchGraph, names: Sequence[str], feeds: Tensors, fixed: int | None) -> Tensors:
-    """Some tensors of the float network for all samples, from `feeds` in front of them."""
-    return in_chunks(lambda feed: network(feed, outputs=names), feeds, fixed)
 
 
 def _those(names: set[str], values: Tensors) -> Tensors:

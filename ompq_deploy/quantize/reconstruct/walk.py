@@ -31,7 +31,7 @@ from ompq_deploy.quantize.fisher import fisher_weights
 from ompq_deploy.quantize.reconstruct import FISHER, ReconstructSettings
 from ompq_deploy.quantize.reconstruct.block import BlockData, BlockNetwork
 from ompq_deploy.quantize.reconstruct.blocks import Block, find_blocks
-from ompq_deploy.quantize.reconstruct.fronts import Front, float_outputs, last_fronts
+from ompq_deploy.quantize.reconstruct.fronts import Front, last_fronts
 from ompq_deploy.quantize.reconstruct.learn import copied, held_out, learn, restore
 from ompq_deploy.runtime.timing import Listener
 from ompq_deploy.torch_graph.chunks import Tensors, take
@@ -71,13 +71,13 @@ def walk(
         rows = with_copies(samples, copies, (settings.seed, FRESH), settings.augment)
         feeds = {name: on_device(x, device) for name, x in rows.inputs.items()}
         fronts = last_fronts(exact, parts, heads.tensors, feeds, MOST_NUMBERS)
-        tried = parts[-len(fronts) :]
-        judge = _Judge(heads, tried, fronts, exact, feeds, len(samples))
+        tried = parts[1 - len(fronts) :]
+        judge = _Judge(heads, tried, fronts, len(samples))
         progress = _Progress(len(tried), state.done, tell)
         while state.done < len(tried) and state.in_vain < IN_VAIN:
             number = len(tried) - 1 - state.done
             part, seed = tried[number], settings.seed * SEED_STRIDE + len(parts) - 1 - state.done
-            data = _data(part, fronts[number], exact, len(samples))
+            data = _data(part.block, fronts[number], fronts[number + 1], len(samples))
             if settings.loss == FISHER:
                 data = replace(data, weights=_fisher(exact, heads, part, fronts[number], data.targets, seed))
             original = copied(part.parameters())
@@ -127,14 +127,11 @@ def _largest(graph: PreparedGraph, blocks: Sequence[Block]) -> int:
     return max(sum(map(index.numbers, block.inputs)) for block in blocks)
 
 
-def _data(part: BlockNetwork, front: Front, exact: TorchGraph, samples: int) -> BlockData:
-    block = part.block
-    inputs = {name: front.exact[name] for name in block.inputs}
-    fixed = part.network.origin.graph.batch
+def _data(block: Block, front: Front, behind: Front, samples: int) -> BlockData:
     return BlockData(
-        exact=inputs,
+        exact={name: front.exact[name] for name in block.inputs},
         inputs={name: front.quantized[name] for name in block.inputs},
-        targets=float_outputs(exact, block.outputs, inputs, fixed),
+        targets={name: behind.exact[name] for name in block.outputs},
         samples=samples,
     )
 
@@ -161,23 +158,14 @@ def _resume(network: FakeQuantGraph, path: Path, run: dict[str, Any]) -> _State:
 
 class _Judge:
     """How far the outputs of the network as it is are from those of the float one on held-out rows: a distance for each
-    of their samples, the mean over its copies. `fronts` are those of `parts`, the last blocks."""
+    of their samples, the mean over its copies. `fronts` are those of `parts`, the last blocks, and the one behind."""
 
-    def __init__(
-        self,
-        heads: Heads,
-        parts: Sequence[BlockNetwork],
-        fronts: Sequence[Front],
-        exact: TorchGraph,
-        feeds: Tensors,
-        samples: int,
-    ) -> None:
+    def __init__(self, heads: Heads, parts: Sequence[BlockNetwork], fronts: Sequence[Front], samples: int) -> None:
         self._heads, self._parts, self._fronts = heads, parts, fronts
-        rows = len(next(iter(feeds.values())))
+        end = fronts[-1].exact
+        rows = len(end[heads.tensors[0]])
         self._copies, self._held = rows // samples, held_out(rows, samples)
-        fixed = parts[0].network.origin.graph.batch
-        outputs = float_outputs(exact, heads.tensors, take(feeds, self._held), fixed)
-        self._reference = Reference(heads=heads, outputs=self._compared(outputs))
+        self._reference = Reference(heads=heads, outputs=self._compared(take(end, self._held)))
         self._distances = self._measured(0)
 
     def gains(self, number: int) -> bool:
