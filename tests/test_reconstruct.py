@@ -232,9 +232,10 @@ def early_head() -> onnx.ModelProto:
     return model
 
 
-def test_a_head_made_early_is_compared_too() -> None:
+@pytest.mark.parametrize("loss", ["squared", "fisher"])
+def test_a_head_made_early_is_compared_too(loss: str) -> None:
     start, samples = started(early_head)
-    found = reconstruct(start, samples, QUICK)
+    found = reconstruct(start, samples, replace(QUICK, loss=loss))
     assert output_distance(found, samples) <= output_distance(start, samples)
 
 

@@ -145,7 +145,12 @@ def _gradients(
         values = network(feed, hooks=dict.fromkeys(tensors, _tracked), outputs=[*tensors, *heads.tensors])
         inside, outputs = [values[name] for name in tensors], [values[name] for name in heads.tensors]
         drawn = [_directions(outputs, heads.classifier, roots, generator) for _ in range(draws)]
-        gradients = [torch.autograd.grad(outputs, inside, v, retain_graph=True, materialize_grads=True) for v in drawn]
+        behind = [i for i, value in enumerate(outputs) if value.requires_grad]  # others were made ahead, and are fed
+        moved = [outputs[i] for i in behind]
+        gradients = [
+            torch.autograd.grad(moved, inside, [v[i] for i in behind], retain_graph=True, materialize_grads=True)
+            for v in drawn
+        ]
     return dict(zip(tensors, map(torch.stack, zip(*gradients, strict=True)), strict=True))
 
 
