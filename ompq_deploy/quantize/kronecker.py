@@ -133,19 +133,18 @@ def refit(
 ) -> Float32:
     """The scales of least E(Q) for fixed codes, within bounds; the old ones where these would not lower E."""
     weighted = hessian @ codes
-    energy = coupling * (codes.T @ weighted)
-    product = np.einsum("kr,kr->r", weighted, weight @ coupling)
+    energy = (coupling * (codes.T @ weighted)).astype(np.float64)
+    product = np.einsum("kr,kr->r", weighted, weight @ coupling, dtype=np.float64)
     used = np.diag(energy) > 0
-    fitted = scale.astype(np.float64)
+    before = scale.astype(np.float64)
+    fitted = before.copy()
     try:
-        fitted[used] = np.linalg.solve(energy[np.ix_(used, used)].astype(np.float64), product[used])
+        fitted[used] = np.linalg.solve(energy[np.ix_(used, used)], product[used])
     except np.linalg.LinAlgError:  # two channels of the same codes
         return scale
     bounded = np.clip(fitted, np.maximum(least, scale / FARTHEST), scale * FARTHEST).astype(np.float32)
-    lower = coupled_error(weight, hessian, coupling, bounded, codes) < coupled_error(
-        weight, hessian, coupling, scale, codes
-    )
-    return bounded if lower else scale
+    difference = (bounded - before) @ (energy @ (bounded + before) - 2 * product)  # of E, quadratic in the scales
+    return bounded if difference < 0 else scale
 
 
 def _factor(matrix: NDArray, order: NDArray[np.intp]) -> Float32:
