@@ -152,7 +152,13 @@ def pareto(model: Path, **flags: Any) -> None:
 @FLOAT_MODEL
 @MOVED_CALIB
 @click.option(
-    "--target", "targets", type=click.Choice(TARGETS), multiple=True, default=("onnx", "integer"), show_default=True
+    "--target",
+    "targets",
+    type=click.Choice(TARGETS),
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    help="What is written besides model.qdq.onnx; may repeat.",
 )
 @ARITHMETIC
 @THREADS
@@ -167,7 +173,14 @@ def quantize(plan_path: Path, **flags: Any) -> None:
         plan_path, flags["model"], flags["targets"], out, _listener(flags),
         calib=flags["calib"], arithmetic=flags["arithmetic"], threads=flags["threads"],
     )  # fmt: skip
-    _print_written(written, flags)
+    if flags["as_json"]:
+        _print_json({"written": [str(path) for path in written.paths], "skipped": written.skipped})
+    else:
+        for path in written.paths:
+            click.echo(f"wrote {path}")
+        for name, why in written.skipped.items():
+            click.echo(f"skipped {name}: {why}")
+    _fail(written.failures)
 
 
 @cli.command()
@@ -386,14 +399,6 @@ def _fail(failures: tuple[OmpqError, ...]) -> None:
 
 def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
-
-
-def _print_written(paths: list[Path], flags: dict[str, Any]) -> None:
-    if flags["as_json"]:
-        _print_json({"written": [str(path) for path in paths]})
-    else:
-        for path in paths:
-            click.echo(f"wrote {path}")
 
 
 def _listener(flags: dict[str, Any]) -> Callable[[str, float | None], None] | None:

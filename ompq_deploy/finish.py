@@ -17,26 +17,18 @@ from ompq_deploy.calib import LabelledSet, input_specs, load_unused
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed, OmpqError
 from ompq_deploy.evaluate.accuracy import Evaluation, accuracy_failures, evaluate, evaluation_document
 from ompq_deploy.evaluate.fidelity import MOST_SAMPLES, fidelity_document
-from ompq_deploy.export.integer.emit import integer_model
-from ompq_deploy.export.integer.lower import lower
-from ompq_deploy.export.integer.program import IntegerProgram
-from ompq_deploy.export.qdq import qdq_model
-from ompq_deploy.export.qdq_reader import as_stored
 from ompq_deploy.export.tensorrt.backend import Backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
-from ompq_deploy.export.tensorrt.graph import tensorrt_graph
-from ompq_deploy.files.grids_file import GRIDS_FILE, grids_document
-from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE, layer_digests, lock_files
+from ompq_deploy.files.grids_file import GRIDS_FILE
+from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE, lock_files
 from ompq_deploy.files.outputs import OutputFolder
+from ompq_deploy.onnx_files import INTEGER_FILE, QDQ_FILE, TENSORRT_FILE, write_onnx_files
 from ompq_deploy.report import report_document, write_html
 from ompq_deploy.runtime.timing import Stopwatch
 from ompq_deploy.settings import DeploySettings, PlanSettings
 from ompq_deploy.verify import verdict_document, verify
 from ompq_deploy.verify.verdict import Verdict, verdict_failures
 
-QDQ_FILE = "model.qdq.onnx"
-INTEGER_FILE = "model.int.onnx"
-TENSORRT_FILE = "model.trt.onnx"
 ENGINE_FILE = "model.engine"
 ENGINE_RECORD = "engine.json"
 WRITTEN = (QDQ_FILE, INTEGER_FILE, GRIDS_FILE, TENSORRT_FILE, ENGINE_FILE, ENGINE_RECORD)
@@ -135,33 +127,23 @@ def _write_models(
     results: _Results,
     watch: Stopwatch,
 ) -> None:
-    models: dict[str, onnx.ModelProto] = {"float": planned.graph.model}
     with watch.stage("export"):
-        models["qdq"] = qdq_model(quantized)
-        path = out.write_model(QDQ_FILE, models["qdq"])
-        out.write_json(GRIDS_FILE, grids_document(quantized))
-        planned.document["achieved"]["file_bytes"] = path.stat().st_size
-        quantized = as_stored(quantized, models["qdq"], planned.plan)
-        planned.document["rounding_note"] = quantized.note
-        planned.document["integers"] = layer_digests(quantized)
-        hold_budget(planned.plan, path.stat().st_size)
-        program = _integer_program(quantized, settings, results)
-        if program is not None:
-            planned.document["arithmetic"] = settings.arithmetic
-            models["integer"] = integer_model(program)
-            out.write_model(INTEGER_FILE, models["integer"])
-    if _wants_engine(settings.targets):
+        files = write_onnx_files(out, planned.document, planned.plan, quantized, settings.targets, settings.arithmetic)
+        results.skipped |= files.skipped
+        results.failures += files.failures(settings.targets)
+    if files.tensorrt is not None:
         with watch.stage("engine"):
-            _write_engine(out, quantized, backend, settings.targets, planned.plan.budget, results)
-    if program is not None:
+            _write_engine(out, files.tensorrt, files.quantized, backend, settings.targets, planned.plan.budget, results)
+    if files.program is not None:
         with watch.stage("verify"):
-            results.verdict = verify(program, models["integer"], models["qdq"], planned.samples)
+            results.verdict = verify(files.program, files.models["integer"], files.models["qdq"], planned.samples)
         verdict = verdict_document(results.verdict)
         out.write_json(VERDICT_FILE, verdict)
         results.failures += verdict_failures(verdict, VERDICT_FILE)
     with watch.stage("heads"):
-        _compare_heads(planned, models, settings.plan, results)
+        _compare_heads(planned, files.models, settings.plan, results)
     if labelled is not None:
+        models = {"float": planned.graph.model, **files.models}
         with watch.stage("eval"):
             results.evaluations = {
                 name: evaluate(m, labelled, threads=settings.plan.threads) for name, m in models.items()
@@ -181,49 +163,21 @@ def _compare_heads(
         preprocess=settings.preprocess,
         seed=settings.seed,
     )
-    deployed = {name: model for name, model in models.items() if name != "float"}
     try:
-        results.heads = fidelity_document(planned.graph, deployed, planned.samples, unused, threads=settings.threads)
+        results.heads = fidelity_document(planned.graph, models, planned.samples, unused, threads=settings.threads)
     except BadInput as e:
         results.skipped["heads"] = e.what
 
 
-def hold_budget(plan: BitPlan, file_bytes: int) -> None:
-    """The promise of the tool, checked on the bytes that were written."""
-    if plan.budget.size_of == "file" and file_bytes > plan.budget.size_bytes:
-        raise OmpqError(
-            f"the file takes {file_bytes} bytes, more than the budget of {plan.budget.size_bytes}",
-            where=QDQ_FILE,
-            fix="this is a defect of ompq-deploy: please report it with the model's plan.json",
-        )
-
-
-def _integer_program(quantized: QuantizedGraph, settings: DeploySettings, results: _Results) -> IntegerProgram | None:
-    if not {"auto", "integer"} & set(settings.targets):
-        return None
-    try:
-        return lower(quantized, settings.arithmetic)
-    except BackendMissing as e:
-        results.skipped["integer"] = str(e)
-        if "integer" in settings.targets:
-            results.failures.append(e)
-        return None
-
-
-def _wants_engine(targets: tuple[str, ...]) -> bool:
-    return any(target == "auto" or target.startswith("tensorrt") for target in targets)
-
-
 def _write_engine(
     out: OutputFolder,
+    model: onnx.ModelProto,
     quantized: QuantizedGraph,
     backend: Backend | None,
     targets: tuple[str, ...],
     budget: Budget,
     results: _Results,
 ) -> None:
-    model = tensorrt_graph(quantized)
-    out.write_model(TENSORRT_FILE, model)
     if backend is None:
         results.skipped["engine"] = no_backend_note()
         return

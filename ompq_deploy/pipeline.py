@@ -22,8 +22,9 @@ from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.files.grids_file import read_symmetric_grids, read_wide_grids
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import plan_document
-from ompq_deploy.finish import QDQ_FILE, Decided, Deployment, finish, write_plan_files, written_before
+from ompq_deploy.finish import Decided, Deployment, finish, write_plan_files, written_before
 from ompq_deploy.limits.engine_fit import fit_engine, refuse_too_small
+from ompq_deploy.onnx_files import QDQ_FILE
 from ompq_deploy.passes.equalize import equalize
 from ompq_deploy.passes.input_sizes import refuse_open_sizes
 from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smooth

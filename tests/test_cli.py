@@ -543,6 +543,28 @@ def test_an_uncovered_operator_ends_the_integer_target_only(run: Run, tmp_path: 
     assert run(*common)[0] == 0
 
 
+def test_so_it_is_where_the_stages_run_one_by_one(run: Run, tmp_path: Path, data: Path) -> None:
+    g = models.GraphBuilder()
+    y = g.conv(g.node("Hardmax", [g.conv("x", "a", 3, 4)], "largest", axis=1), "b", 4, 4)
+    path = models.save(g.model(["N", 3, 16, 16], y, ["N", 4, 16, 16]), tmp_path / "m.onnx")
+    out, report = tmp_path / "o", tmp_path / "o" / "report.json"
+    run("plan", path, "--size", "5KB", "--calib", data, "--out", out)
+    code, stdout, err = run("quantize", out / "plan.json", "--json")
+    assert code == 0, err
+    assert {Path(name).name for name in json.loads(stdout)["written"]} == {
+        "grids.json", "model.qdq.onnx", "model.trt.onnx"
+    }  # fmt: skip
+    assert "Hardmax" in json.loads(stdout)["skipped"]["integer"]
+    assert "Hardmax" in json.loads(report.read_text())["skipped"]["integer"]
+    assert json.loads(report.read_text())["passed"]
+    for _ in range(2):
+        code, stdout, err = run("quantize", out / "plan.json", "--target", "integer")
+        assert code == 4
+        assert "Hardmax" in err
+        assert f"wrote {out / 'model.qdq.onnx'}" in stdout
+        assert [failure["exit_code"] for failure in json.loads(report.read_text())["failures"]] == [4]
+
+
 def test_a_tampered_integer_model_fails_verification(run: Run, deployed: Path) -> None:
     path = deployed / "model.int.onnx"
     model = onnx.load(path)

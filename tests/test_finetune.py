@@ -23,6 +23,7 @@ from ompq_deploy.files.plan_file import load_plan
 from ompq_deploy.finetune.run import finetune
 from ompq_deploy.finetune.settings import CHECKPOINT_FILE, FinetuneSettings, TrainSettings
 from ompq_deploy.prepare import prepare
+from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.verbs.plan import write_plan
 from ompq_deploy.verbs.quantize import write_models
@@ -198,7 +199,8 @@ def test_quantize_keeps_the_integers_that_were_trained(
     assert after["arithmetic"] == "tensorrt"
     assert verify_folder(settings.out, residual_model)["passed"]
     write_models(settings.out / "plan.json", None, ("integer",), tmp_path / "other")
-    assert not (tmp_path / "other" / "model.qdq.onnx").exists()
+    assert (tmp_path / "other" / "model.qdq.onnx").read_bytes() == kept
+    assert not (tmp_path / "other" / "model.trt.onnx").exists()
     trained.write_bytes(untrained)
     with pytest.raises(BadInput, match="holds others"):
         write_models(settings.out / "plan.json", None, ("onnx",), settings.out)
@@ -272,12 +274,17 @@ def test_a_network_that_is_no_classifier_is_trained_towards_the_float_one(images
     model = models.save(
         g.model(["N", 3, 16, 16], g.conv(hidden, "second", 8, 3), ["N", 3, 16, 16]), tmp_path / "m.onnx"
     )
-    planning = PlanSettings(size="99%", size_of="weights", bits=(2,), samples=8, calib=images, threads=1)
-    planning = replace(planning, metric=replace(planning.metric, name="mse"), preprocess=PRESETS["torchvision"])
+    planning = PlanSettings(size="99%", size_of="weights", bits=(3,), samples=8, calib=images, threads=1)
+    planning = replace(
+        planning,
+        quantize=QuantizeSettings(effort="quick"),
+        metric=replace(planning.metric, name="mse"),
+        preprocess=PRESETS["torchvision"],
+    )
     write_plan(model, planning, tmp_path / "plan")
     settings = FinetuneSettings(
         plan=tmp_path / "plan" / "plan.json", train=(images,), out=tmp_path / "tuned", targets=("onnx",),
-        training=replace(SETTINGS, distill=1.0), threads=1,
+        training=replace(SETTINGS, distill=1.0, lr=0.01), threads=1,
     )  # fmt: skip
     finetune(model, settings)
     epochs = report(settings.out)["finetune"]["epochs"]

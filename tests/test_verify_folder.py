@@ -417,9 +417,9 @@ def test_files_written_anew_are_unverified_and_keep_what_still_holds(folder: Pat
 def test_files_of_other_integers_do_not_stay_beside_those_written(folder: Path, tmp_path: Path, run: Run) -> None:
     other = write_run(tmp_path / "second", size="7KB") / "plan.json"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    code, _, error = run("quantize", other, "--target", "integer", "--out", folder)
+    code, _, error = run("quantize", other, "--target", "onnx", "--out", folder)
     assert code == 2
-    assert f"{QDQ} would stay here" in error
+    assert f"{INTEGER} would stay here" in error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

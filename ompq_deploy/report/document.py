@@ -41,21 +41,22 @@ def renewed_report(
     *,
     verdict: Mapping[str, Any] | None,
     engine: Mapping[str, Any] | None,
+    skipped: Mapping[str, str],
     failures: Sequence[OmpqError],
     settled: Collection[str],
 ) -> dict[str, Any]:
-    """The report after a later stage, which failed in `failures`. Of the earlier one, empty where there is none, heads,
-    evaluation, what was skipped and other failures stay if integers and arithmetic are the same, but for failures at a
-    place in `settled`."""
+    """The report after a later stage, which skipped `skipped` and failed in `failures`. Of the earlier one, empty where
+    there is none, heads, evaluation, what was skipped and other failures stay if integers and arithmetic are the same,
+    but for failures at a place in `settled`."""
     kept = earlier if all(earlier.get(key) == plan.get(key) for key in ("integers", "arithmetic")) else {}
-    skipped = {name: why for name, why in kept.get("skipped", {}).items() if not (name == "engine" and engine)}
+    before = {name: why for name, why in kept.get("skipped", {}).items() if not (name == "engine" and engine)}
     document = report_document(
         plan,
         verdict=verdict,
         engine=engine,
         heads=kept.get("heads"),
         evaluation=kept.get("eval"),
-        skipped=skipped,
+        skipped={**before, **skipped},
         failures=failures,
     )
     document["failures"] += [failure for failure in kept.get("failures", []) if failure["where"] not in settled]

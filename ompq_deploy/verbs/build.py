@@ -12,7 +12,8 @@ from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.files.lock import PLAN_FILE
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits
-from ompq_deploy.finish import ENGINE_FILE, ENGINE_RECORD, QDQ_FILE, TENSORRT_FILE
+from ompq_deploy.finish import ENGINE_FILE, ENGINE_RECORD
+from ompq_deploy.onnx_files import QDQ_FILE, TENSORRT_FILE
 from ompq_deploy.pipeline import read_integers
 from ompq_deploy.prepare import load_model
 from ompq_deploy.runtime.timing import Listener, Stopwatch

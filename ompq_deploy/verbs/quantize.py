@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph
-from ompq_deploy.errors import BadInput
-from ompq_deploy.export.integer.emit import integer_model
-from ompq_deploy.export.integer.lower import lower
+from ompq_deploy.errors import BadInput, OmpqError
 from ompq_deploy.export.integer.program import DYADIC
-from ompq_deploy.export.qdq import qdq_model
-from ompq_deploy.export.qdq_reader import as_stored
-from ompq_deploy.export.tensorrt.graph import tensorrt_graph
-from ompq_deploy.files.grids_file import GRIDS_FILE, grids_document
 from ompq_deploy.files.lock import layer_digests
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits, check_samples_fit, load_plan
-from ompq_deploy.finish import INTEGER_FILE, QDQ_FILE, TENSORRT_FILE, hold_budget
+from ompq_deploy.onnx_files import QDQ_FILE, write_onnx_files
 from ompq_deploy.pipeline import read_integers, run_capture, run_quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.settings import PlanSettings
 from ompq_deploy.verbs.earlier import graph_again, recorded_settings, samples_again
 from ompq_deploy.verbs.renewal import commit_stage, files_kept, recorded_engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The files of one stage; what was asked for and skipped, and why; `failures` where that was asked for by name."""
+
+    paths: list[Path]
+    skipped: dict[str, str]
+    failures: tuple[OmpqError, ...]
 
 
 def write_models(
@@ -37,8 +40,8 @@ def write_models(
     calib: Path | None = None,
     arithmetic: str = DYADIC,
     threads: int = 0,
-) -> list[Path]:
-    """The verb `quantize`: the ONNX files of an earlier plan; their paths.
+) -> Written:
+    """The verb `quantize`: the ONNX files of an earlier plan.
 
     Integers that were trained are those of the Q/DQ file beside the plan; others are made from the calibration data,
     which lie at `calib` now. The verdict on the files before is removed. Raises BadInput where files of other integers
@@ -47,7 +50,6 @@ def write_models(
     watch = Stopwatch(listener)
     plan, document = load_plan(plan_path)
     settings = replace(recorded_settings(document, calib), threads=threads)
-    names = []
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
             graph = graph_again(document, settings, model)
@@ -57,26 +59,13 @@ def write_models(
         else:
             quantized = _planned_integers(graph, plan, document, settings, folder, watch)
         with watch.stage("export"):
-            qdq = qdq_model(quantized)
-            out.write_json(GRIDS_FILE, grids_document(quantized))
-            quantized = as_stored(quantized, qdq, plan)
-            document |= {"integers": layer_digests(quantized), "rounding_note": quantized.note}
-            if {"auto", "onnx"} & set(targets):
-                path = out.write_model(QDQ_FILE, qdq)
-                document["achieved"]["file_bytes"] = path.stat().st_size
-                hold_budget(plan, path.stat().st_size)
-                names.append(QDQ_FILE)
-            if {"auto", "integer"} & set(targets):
-                out.write_model(INTEGER_FILE, integer_model(lower(quantized, arithmetic)))
-                document["arithmetic"] = arithmetic
-                names.append(INTEGER_FILE)
-            if any(target.startswith("tensorrt") or target == "auto" for target in targets):
-                out.write_model(TENSORRT_FILE, tensorrt_graph(quantized))
-                names.append(TENSORRT_FILE)
-            document["files"] = files_kept(folder, document, (*names, GRIDS_FILE))
-            commit_stage(out, document, recorded_engine(folder, document))
+            files = write_onnx_files(out, document, plan, quantized, targets, arithmetic)
+            written = [path.name for path in out.staged()]
+            document["files"] = files_kept(folder, document, written)
+            failures = files.failures(targets)
+            commit_stage(out, document, recorded_engine(folder, document), files.skipped, failures)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-    return [folder / name for name in names]
+    return Written(paths=[folder / name for name in written], skipped=files.skipped, failures=tuple(failures))
 
 
 def _planned_integers(

@@ -7,19 +7,23 @@ were, so it goes when one is written; the report follows both.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from ompq_deploy.errors import BadInput
+from ompq_deploy.errors import BadInput, OmpqError
 from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE, lock_files, sha256_of
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import load_plan
-from ompq_deploy.finish import ENGINE_RECORD, REPORT_FILE, TENSORRT_FILE, write_report
+from ompq_deploy.finish import ENGINE_RECORD, REPORT_FILE, write_report
+from ompq_deploy.onnx_files import TENSORRT_FILE
 from ompq_deploy.report import load_report, renewed_report
-from ompq_deploy.verify.verdict import verdict_failures
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def files_kept(folder: Path, document: dict[str, Any], written: tuple[str, ...]) -> dict[str, str]:
+def files_kept(folder: Path, document: dict[str, Any], written: Collection[str]) -> dict[str, str]:
     """The lock's entries of the files that `folder` holds besides those written now. Raises BadInput where they are of
     other integers than the document's."""
     if not (folder / PLAN_FILE).exists():
@@ -36,12 +40,19 @@ def files_kept(folder: Path, document: dict[str, Any], written: tuple[str, ...])
     return others
 
 
-def commit_stage(out: OutputFolder, document: dict[str, Any], engine: dict[str, Any] | None) -> None:
-    """Lock what a stage has staged, beside the files its document records already, and renew the report."""
+def commit_stage(
+    out: OutputFolder,
+    document: dict[str, Any],
+    engine: dict[str, Any] | None,
+    skipped: Mapping[str, str] = NOTHING,
+    failures: Sequence[OmpqError] = (),
+) -> None:
+    """Lock what a stage has staged, beside the files its document records already, and renew the report; `skipped` and
+    `failures` are the stage's own."""
     lock_files(document, out.staged(), beside=out.path)
     out.write_json(PLAN_FILE, document)
     out.supersede((VERDICT_FILE,))
-    renew_report(out, document, None, engine)
+    renew_report(out, document, engine=engine, skipped=skipped, failures=failures)
 
 
 def recorded_engine(folder: Path, document: dict[str, Any]) -> dict[str, Any] | None:
@@ -54,7 +65,13 @@ def recorded_engine(folder: Path, document: dict[str, Any]) -> dict[str, Any] | 
 
 
 def renew_report(
-    out: OutputFolder, document: dict[str, Any], verdict: dict[str, Any] | None, engine: dict[str, Any] | None
+    out: OutputFolder,
+    document: dict[str, Any],
+    *,
+    verdict: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None,
+    skipped: Mapping[str, str] = NOTHING,
+    failures: Sequence[OmpqError] = (),
 ) -> None:
     """The report in step with plan.json's document, the verdict and the engine; what else it told stays where it holds.
     A report that cannot be read is made anew."""
@@ -62,9 +79,8 @@ def renew_report(
         earlier = load_report(out.path / REPORT_FILE)
     except BadInput:
         earlier = {}
-    failures = verdict_failures(verdict, VERDICT_FILE) if verdict else ()
-    settled = (VERDICT_FILE, TENSORRT_FILE) if engine else (VERDICT_FILE,)
-    write_report(
-        out,
-        renewed_report(earlier, document, verdict=verdict, engine=engine, failures=failures, settled=settled),
+    settled = {VERDICT_FILE, *(failure.where for failure in failures), *((TENSORRT_FILE,) if engine else ())}
+    report = renewed_report(
+        earlier, document, verdict=verdict, engine=engine, skipped=skipped, failures=failures, settled=settled
     )
+    write_report(out, report)

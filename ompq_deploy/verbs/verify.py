@@ -16,7 +16,8 @@ from ompq_deploy.files.grids_file import read_wide_grids
 from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits, load_plan
-from ompq_deploy.finish import ENGINE_FILE, ENGINE_RECORD, INTEGER_FILE, QDQ_FILE, TENSORRT_FILE, WRITTEN
+from ompq_deploy.finish import ENGINE_FILE, ENGINE_RECORD, WRITTEN
+from ompq_deploy.onnx_files import INTEGER_FILE, QDQ_FILE, TENSORRT_FILE
 from ompq_deploy.prepare import load_model
 from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.verbs.earlier import must_have_written, read_plan, recorded_settings, samples_again
@@ -31,7 +32,7 @@ from ompq_deploy.verify.engine_outputs import (
 )
 from ompq_deploy.verify.files import check_calibration, check_engine, check_files, check_grids, check_integers
 from ompq_deploy.verify.rebuilt import check_rebuilt, integer_owners, qdq_owners
-from ompq_deploy.verify.verdict import Check, not_compared
+from ompq_deploy.verify.verdict import Check, not_compared, verdict_failures
 
 
 def verify_folder(
@@ -90,4 +91,5 @@ def write_verdict(folder: Path, verdict: dict[str, Any]) -> None:
     document = load_plan(folder / PLAN_FILE)[1]
     with OutputFolder(folder) as out:
         out.write_json(VERDICT_FILE, verdict)
-        renew_report(out, document, verdict, recorded_engine(folder, document))
+        failures = verdict_failures(verdict, VERDICT_FILE)
+        renew_report(out, document, verdict=verdict, engine=recorded_engine(folder, document), failures=failures)
