@@ -26,7 +26,7 @@ from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.files.plan_file import load_plan
 from ompq_deploy.limits.rules import Rules
 from ompq_deploy.metrics import MetricSettings, round_weights
-from ompq_deploy.pipeline import Planned, make_plan, run_quantize
+from ompq_deploy.pipeline import Planned, calibrated_graph, make_plan, run_quantize
 from ompq_deploy.quantize import EFFORTS, QuantizeSettings
 from ompq_deploy.runtime.runner import with_weights
 from ompq_deploy.runtime.timing import Stopwatch
@@ -71,7 +71,7 @@ class Bench:
         """Print one row; the bytes of the file."""
         started = time.perf_counter()
         settings = replace(self.settings, **changes)
-        planned = make_plan(self.model, settings, Stopwatch())
+        planned = make_plan(calibrated_graph(self.model, settings), settings, Stopwatch())
         quantized = run_quantize(planned.graph, planned.capture, planned.plan, planned.samples, settings)
         deployed = qdq_model(quantized)
         rows = self.compare(planned, {"W": rounded(planned), "WA8": deployed})

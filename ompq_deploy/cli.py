@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import logging
@@ -25,6 +26,7 @@ from ompq_deploy.options import (
     MODEL,
     MOVED_CALIB,
     OUT,
+    PATH,
     PLANNING,
     SWITCHES,
     TARGETS_WRITTEN,
@@ -148,7 +150,7 @@ def pareto(model: Path, **flags: Any) -> None:
 
 
 @cli.command()
-@click.argument("plan_path", metavar="PLAN.json", type=click.Path(path_type=Path))
+@click.argument("plan_path", metavar="PLAN.json", type=PATH)
 @FLOAT_MODEL
 @MOVED_CALIB
 @click.option(
@@ -185,18 +187,18 @@ def quantize(plan_path: Path, **flags: Any) -> None:
 
 @cli.command()
 @MODEL
-@click.option("--plan", required=True, type=click.Path(path_type=Path), help="plan.json: the widths, which stay.")
+@click.option("--plan", required=True, type=PATH, help="plan.json: the widths, which stay.")
 @click.option(
     "--train",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Training data: class folders or .npz; may repeat.",
 )
 @click.option(
     "--from",
     "start",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Begin with the integers in the folder of an earlier run, not with those of the plan's settings.",
 )
 @TRAINING
@@ -235,7 +237,7 @@ def finetune(model: Path, **flags: Any) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.option("--target", type=click.Choice(("auto", "tensorrt", "tensorrt_rtx")), default="auto", show_default=True)
 @FLOAT_MODEL
 @VERBOSITY
@@ -252,14 +254,15 @@ def build(folder: Path, **flags: Any) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @FLOAT_MODEL
 @MOVED_CALIB
 @click.option(
     "--engine-outputs",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="What the folder's engine computed on another machine: an .npz of its inputs and outputs by name.",
 )
+@THREADS
 @VERBOSITY
 def verify(folder: Path, **flags: Any) -> None:
     """Check a folder's files against its plan.json, and the executions of its network against each other."""
@@ -267,7 +270,14 @@ def verify(folder: Path, **flags: Any) -> None:
     from ompq_deploy.verbs.verify import verify_folder, write_verdict
     from ompq_deploy.verify.verdict import verdict_failures
 
-    document = verify_folder(folder, flags["model"], flags["engine_outputs"], _listener(flags), calib=flags["calib"])
+    document = verify_folder(
+        folder,
+        flags["model"],
+        flags["engine_outputs"],
+        _listener(flags),
+        calib=flags["calib"],
+        threads=flags["threads"],
+    )
     if flags["as_json"]:
         _print_json(document)
     else:
@@ -282,7 +292,7 @@ def verify(folder: Path, **flags: Any) -> None:
 
 @cli.command(name="eval")
 @MODEL
-@click.option("--eval", "eval_data", required=True, type=click.Path(path_type=Path), help="Labelled data.")
+@click.option("--eval", "eval_data", required=True, type=PATH, help="Labelled data.")
 @DATA
 @VERBOSITY
 def eval_(model: Path, **flags: Any) -> None:
@@ -297,7 +307,7 @@ def eval_(model: Path, **flags: Any) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @VERBOSITY
 def report(folder: Path, **flags: Any) -> None:
     """Print the report of an earlier run."""
@@ -329,6 +339,8 @@ def main() -> None:
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot write is no reason to fail
     try:
         code = cli.main(standalone_mode=False)
     except OmpqError as e:

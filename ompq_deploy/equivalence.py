@@ -19,7 +19,8 @@ from ompq_deploy.calib import input_specs
 from ompq_deploy.capture.fit import running
 from ompq_deploy.errors import OmpqError
 from ompq_deploy.prepare import load_sized
-from ompq_deploy.runtime.runner import ORT_FAILURES, feeds, start
+from ompq_deploy.runtime.batches import feeds
+from ompq_deploy.runtime.runner import ORT_FAILURES, start
 
 TOLERANCE = 0.01
 """Folding a BatchNorm moves float32 outputs by less than a thousandth even in deep networks."""

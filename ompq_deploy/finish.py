@@ -102,7 +102,7 @@ def finish(
 def write_report(out: OutputFolder, document: dict[str, Any]) -> None:
     """The report for machines and for people."""
     out.write_json(REPORT_FILE, document)
-    out.write(REPORT_PAGE, write_html(document).encode())
+    out.write(REPORT_PAGE, write_html(document).encode("utf-8", "backslashreplace"))
 
 
 def write_plan_files(out: OutputFolder, document: dict[str, Any]) -> None:
@@ -136,7 +136,13 @@ def _write_models(
             _write_engine(out, files.tensorrt, files.quantized, backend, settings.targets, planned.plan.budget, results)
     if files.program is not None:
         with watch.stage("verify"):
-            results.verdict = verify(files.program, files.models["integer"], files.models["qdq"], planned.samples)
+            results.verdict = verify(
+                files.program,
+                files.models["integer"],
+                files.models["qdq"],
+                planned.samples,
+                threads=settings.plan.threads,
+            )
         verdict = verdict_document(results.verdict)
         out.write_json(VERDICT_FILE, verdict)
         results.failures += verdict_failures(verdict, VERDICT_FILE)
@@ -185,7 +191,7 @@ def _write_engine(
         build = build_engine(model, backend)
     except BackendMissing as e:
         results.skipped["engine"] = str(e)
-        if "auto" not in targets:
+        if backend.name in targets:
             results.failures.append(e)
         return
     if budget.size_of == "engine" and len(build.plan) > budget.size_bytes:

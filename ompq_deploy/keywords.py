@@ -27,7 +27,12 @@ def flag_defaults(
     Raises BadInput, at `where`, for values that are none and for names that no flag has but the parameters `apart`.
     """
     flags = {name: switch for name, switch in _flags(command).items() if switch[0].name not in apart}
-    given = {name.replace("-", "_"): value for name, value in values.items()}
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        plain = name.replace("-", "_")
+        if plain in given:
+            raise _twice(name, plain, where)
+        given[plain] = value
     if unknown := sorted(set(given) - set(flags)):
         close = [match for name in unknown for match in get_close_matches(name, flags)]
         hint = f", such as {', '.join(dict.fromkeys(close))}" if close else ""
@@ -36,7 +41,15 @@ def flag_defaults(
             where=where,
             fix=f"name flags of `ompq-deploy {command.name}` without dashes in front{hint}",
         )
-    return {str(flags[name][0].name): _default(*flags[name], value, where) for name, value in given.items()}
+    defaults: dict[str, Any] = {}
+    named: dict[str, str] = {}
+    for name, value in given.items():
+        parameter = str(flags[name][0].name)
+        if parameter in named:
+            raise _twice(named[parameter], name, where)
+        named[parameter] = name
+        defaults[parameter] = _default(*flags[name], value, where)
+    return defaults
 
 
 @contextmanager
@@ -52,6 +65,10 @@ def parsed(command: click.Command, argument: str, values: Mapping[str, Any], whe
         except click.UsageError as e:
             raise BadInput(e.format_message(), where=where, fix=f"see `ompq-deploy {command.name} --help`") from e
         yield context.params
+
+
+def _twice(one: str, other: str, where: str) -> BadInput:
+    return BadInput(f"{one} and {other} are the same flag", where=where, fix="give it once, by one of its names")
 
 
 def _flags(command: click.Command) -> dict[str, Switch]:

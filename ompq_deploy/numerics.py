@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 MANTISSA_BITS = 31
 MAX_SHIFT = 53
 """Keeps |acc * M| + (256 << shift) inside int64 for every accumulator below 2^31."""
+PACKED_AT_ONCE = 1 << 20
+"""Codes whose bits lie in memory one per byte; whole bytes at every width."""
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
@@ -59,12 +61,22 @@ def pack_bits(codes: IntArray, bits: int) -> NDArray[np.uint8]:
 
     At 4 bits this is ONNX's INT4 layout: two per byte, the first code in the low nibble.
     """
-    fields = (np.asarray(codes).reshape(-1, 1) >> np.arange(bits)) & 1
-    return np.packbits(fields.astype(np.uint8).reshape(-1), bitorder="little")
+    flat = np.ascontiguousarray(codes, np.int8).reshape(-1, 1).view(np.uint8)
+    parts = []
+    for start in range(0, len(flat), PACKED_AT_ONCE):
+        fields = np.unpackbits(flat[start : start + PACKED_AT_ONCE], axis=1, bitorder="little")[:, :bits]
+        parts.append(np.packbits(fields.reshape(-1), bitorder="little"))
+    return np.concatenate([np.zeros(0, np.uint8), *parts])
 
 
 def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int8]:
     """The inverse of `pack_bits`: `count` signed codes, flat int8."""
-    fields = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    unsigned = (fields.astype(np.int16) << np.arange(bits)).sum(axis=1)
-    return np.where(unsigned >= 1 << (bits - 1), unsigned - (1 << bits), unsigned).astype(np.int8)
+    codes = np.empty(count, np.int8)
+    for start in range(0, count, PACKED_AT_ONCE):
+        part = codes[start : start + PACKED_AT_ONCE]
+        first = start * bits // 8
+        some = packed[first : first + packed_bytes(part.size, bits)]
+        fields = np.unpackbits(some, count=part.size * bits, bitorder="little").reshape(-1, bits)
+        extended = np.concatenate([fields, np.repeat(fields[:, -1:], 8 - bits, axis=1)], axis=1)
+        part[:] = np.packbits(extended, axis=1, bitorder="little").view(np.int8)[:, 0]
+    return codes

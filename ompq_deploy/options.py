@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -59,18 +60,34 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise BadInput(f"cannot read the configuration: {e}", where=str(path), fix="give a readable TOML file") from e
-    context.default_map = flag_defaults(context.command, values, str(path), apart=("config",))
+    context.default_map = flag_defaults(context.command, values, str(path), apart=("config", "verbose"))
 
 
-MODEL = click.argument("model", type=click.Path(path_type=Path))
-FLOAT_MODEL = click.option(
-    "--model", type=click.Path(path_type=Path), help="The float model, where the plan's path no longer holds."
-)
+def _finite(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuses "nan", which no comparison fails, and "inf"."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number", param=option)
+    return value
+
+
+class _Path(click.Path):
+    """A path. An empty one, such as an unset variable of a shell gives, is none, and not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or click's refusal."""
+        if str(value) == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
+MODEL = click.argument("model", type=PATH)
+FLOAT_MODEL = click.option("--model", type=PATH, help="The float model, where the plan's path no longer holds.")
 MOVED_CALIB = click.option(
-    "--calib", "--calibration-data", "--calibration-data-path", type=click.Path(path_type=Path),
+    "--calib", "--calibration-data", "--calibration-data-path", type=PATH,
     help="The plan's calibration data, where its path no longer holds.",
 )  # fmt: skip
-OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL.ompq.")
+OUT = click.option("--out", type=PATH, help="Folder to write. Default: MODEL.ompq.")
 TARGETS_WRITTEN = click.option(
     "--target",
     "targets",
@@ -95,8 +112,10 @@ THREADS = click.option(
     help="Threads of onnxruntime, torch and BLAS; 0: all cores granted, BLAS half of them.",
 )
 JUDGING = _stack(
-    click.option("--eval", "eval_data", type=click.Path(path_type=Path), help="Labelled data: class folders or .npz."),
-    click.option("--max-drop", type=float, help="Largest tolerated drop of top-1, in points (needs --eval)."),
+    click.option("--eval", "eval_data", type=PATH, help="Labelled data: class folders or .npz."),
+    click.option(
+        "--max-drop", type=float, callback=_finite, help="Largest tolerated drop of top-1, in points (needs --eval)."
+    ),
 )
 SWITCHES = ("-v", "--verbose", "--quiet", "--json")
 """Those of VERBOSITY that take no value."""
@@ -104,7 +123,7 @@ VERBOSITY = _stack(
     click.option("-v", "--verbose", is_flag=True, help="Log more, and show tracebacks."),
     click.option("--quiet", is_flag=True, help="No progress."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output instead of tables."),
-    click.option("--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_read_config,
+    click.option("--config", type=PATH, is_eager=True, expose_value=False, callback=_read_config,
                  help="TOML file with defaults for these flags."),
 )  # fmt: skip
 DATA = _stack(
@@ -125,7 +144,7 @@ PLANNING = _stack(
     click.option("--bops", help="Budget of bit operations, MACs x weight bits x activation bits: 75G."),
     click.option("--activation-memory", help="Budget of activations alive at once, per sample: 4MB."),
     click.option("--latency", help="Budget of time per run: 2ms (needs --latency-table)."),
-    click.option("--latency-table", type=click.Path(path_type=Path),
+    click.option("--latency-table", type=PATH,
                  help="Nanoseconds per layer and width, .json or .csv."),
     click.option("--solver", type=click.Choice(SOLVERS), default="cp-sat", show_default=True,
                  help="cp-sat and dp are exact; the others are the published methods, for comparison."),
@@ -140,7 +159,7 @@ PLANNING = _stack(
     click.option("--tie-residual", is_flag=True, help="Give a downsample convolution the width of its block's last."),
     click.option("--input-shape", "input_shapes", multiple=True, metavar="[INPUT:]NxCxHxW",
                  help="Sizes for a model that leaves them open: Nx3x640x640, N for what stays open; may repeat."),
-    click.option("--calib", "--calibration-data", "--calibration-data-path", type=click.Path(path_type=Path),
+    click.option("--calib", "--calibration-data", "--calibration-data-path", type=PATH,
                  help="Images (a directory), .npy or .npz. Default: the bundled photographs."),
     click.option("--samples", type=int, default=DEFAULT_SAMPLES, show_default=True, help="Calibration samples used."),
     click.option("--metric", type=click.Choice(METRICS), default="auto", show_default=True, help="Layer sensitivity."),
@@ -151,7 +170,8 @@ PLANNING = _stack(
                  help="Decreasing function of Eq. 9: e^-x, -log x, -x, -x^3, -e^x."),
     click.option("--orm-granularity", type=click.Choice(GRANULARITIES), default="layer", show_default=True,
                  help="What shares one importance."),
-    click.option("--orm-beta", type=float, default=orm.DEFAULT_BETA, show_default=True, help="Eq. 9's beta."),
+    click.option("--orm-beta", type=float, callback=_finite, default=orm.DEFAULT_BETA, show_default=True,
+                 help="Eq. 9's beta."),
     click.option("--effort", type=click.Choice(EFFORTS), default="default", show_default=True,
                  help="quick: round to nearest. default: round for the least error of every layer's output. "
                       "extensive: learn on from there, block by block; minutes, and needs torch."),

@@ -14,7 +14,8 @@ from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samp
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.channels import channel_ranges
 from ompq_deploy.equivalence import refuse_other_function
-from ompq_deploy.errors import BackendMissing
+from ompq_deploy.errors import BackendMissing, BadInput
+from ompq_deploy.evaluate.accuracy import refuse_unsuited
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine
@@ -39,22 +40,30 @@ from ompq_deploy.settings import DeploySettings, PlanSettings
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """The graph as it is to be quantized, the samples, and what of it was smoothed on them."""
+
+    graph: PreparedGraph
+    samples: Samples
+    smoothing: Smoothing
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned(Decided):
     """Everything known once the plan stands; what the later stages read."""
 
     capture: Capture
 
 
-def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizing: bool = True) -> Planned:
-    """Prepare, capture, score and allocate. What only the quantization reads is captured if that is to follow."""
-    with watch.stage("prepare"):
-        graph, samples, smoothing = calibrated_graph(model, settings)
-        problem = allocation(graph, settings)
+def make_plan(calibrated: Calibrated, settings: PlanSettings, watch: Stopwatch, *, quantizing: bool = True) -> Planned:
+    """Capture, score and allocate. What only the quantization reads is captured if that is to follow."""
+    graph, samples = calibrated.graph, calibrated.samples
+    problem = allocation(graph, settings)
     with watch.stage("capture"):
         captured = run_capture(graph, samples, settings, histograms=quantizing or refines(settings))
     if settings.size_of == "engine":
-        smallest, measure = problem.smallest(), engine_measure(graph, captured)
-        refuse_too_small(smallest, problem.budget.size_bytes, measure)
+        measure = engine_measure(graph, captured)
+        refuse_too_small(problem.extremes(), problem.budget.size_bytes, measure)
         losses, contest, note = choose_losses(graph, samples, captured, problem, "size", settings, watch)
         with watch.stage("engine fit"):
             plan = fit_engine(
@@ -66,7 +75,11 @@ def make_plan(model: Path, settings: PlanSettings, watch: Stopwatch, *, quantizi
     else:
         plan, contest, note = choose_plan(graph, samples, captured, problem.plan, settings, watch)
     document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
-    document |= {"contest": contest.document() if contest else None, "metric_note": note, "smoothing": smoothing}
+    document |= {
+        "contest": contest.document() if contest else None,
+        "metric_note": note,
+        "smoothing": calibrated.smoothing,
+    }
     return Planned(graph=graph, samples=samples, capture=captured, plan=plan, document=document)
 
 
@@ -92,17 +105,18 @@ def prepare_graph(model: Path, settings: PlanSettings, smoothing: Smoothing | No
     return _smoothed(graph, smoothing or {})
 
 
-def calibrated_graph(model: Path, settings: PlanSettings) -> tuple[PreparedGraph, Samples, Smoothing]:
-    """The graph, smoothed on the samples where the settings allow it, the samples, and what was smoothed."""
+def calibrated_graph(model: Path, settings: PlanSettings) -> Calibrated:
+    """The graph, smoothed on the samples where the settings allow it. Raises BadInput where it computes something else
+    than the file."""
     graph = prepare_graph(model, settings)
     samples = calibration_samples(graph, settings)
+    smoothing: Smoothing = {}
+    if settings.quantize.smooth and (among := candidates(graph)):
+        axes = {candidate.tensor: candidate.axis for candidate in among}
+        smoothing = find_smoothing(graph, among, channel_ranges(graph, axes, samples, settings.threads))
+    graph = _smoothed(graph, smoothing)
     refuse_other_function(graph, samples, settings.input_shapes, settings.threads)
-    if not settings.quantize.smooth:
-        return graph, samples, {}
-    among = candidates(graph)
-    axes = {candidate.tensor: candidate.axis for candidate in among}
-    smoothing = find_smoothing(graph, among, channel_ranges(graph, axes, samples, settings.threads)) if axes else {}
-    return _smoothed(graph, smoothing), samples, smoothing
+    return Calibrated(graph=graph, samples=samples, smoothing=smoothing)
 
 
 def _smoothed(graph: PreparedGraph, smoothing: Smoothing) -> PreparedGraph:
@@ -161,8 +175,10 @@ def deploy(model: Path, settings: DeploySettings, listener: Listener | None = No
     if settings.dry_run:
         return _only_planned(model, settings, watch)
     with OutputFolder(settings.out) as out:
-        planned = make_plan(model, settings.plan, watch)
-        labelled = evaluation_data(planned.graph, settings)
+        with watch.stage("prepare"):
+            calibrated = calibrated_graph(model, settings.plan)
+            labelled = evaluation_data(calibrated.graph, settings)
+        planned = make_plan(calibrated, settings.plan, watch)
         with watch.stage("quantize"):
             quantized = run_quantize(
                 planned.graph, planned.capture, planned.plan, planned.samples, settings.plan,
@@ -175,8 +191,10 @@ def deploy(model: Path, settings: DeploySettings, listener: Listener | None = No
 
 def _only_planned(model: Path, settings: DeploySettings, watch: Stopwatch) -> Deployment:
     """A dry run. Its plan.json and report are written, but not where they would hide those of a deployment."""
-    planned = make_plan(model, settings.plan, watch)
-    evaluation_data(planned.graph, settings)
+    with watch.stage("prepare"):
+        calibrated = calibrated_graph(model, settings.plan)
+        evaluation_data(calibrated.graph, settings)
+    planned = make_plan(calibrated, settings.plan, watch)
     report = report_document(planned.document)
     if not written_before(settings.out):
         with OutputFolder(settings.out) as out:
@@ -185,16 +203,24 @@ def _only_planned(model: Path, settings: DeploySettings, watch: Stopwatch) -> De
 
 
 def evaluation_data(graph: PreparedGraph, settings: DeploySettings) -> LabelledSet | None:
-    """What the models written are to be judged on, if anything."""
+    """What the models written are to be judged on, if anything; found unsuited before any work is done."""
     if settings.eval_data is None:
         return None
-    return load_labelled(settings.eval_data, input_specs(graph.model), preprocess=settings.plan.preprocess)
+    labelled = load_labelled(settings.eval_data, input_specs(graph.model), preprocess=settings.plan.preprocess)
+    refuse_unsuited(graph.model, labelled, threads=settings.plan.threads)
+    return labelled
 
 
 def engine_backend(targets: tuple[str, ...], model: Path, input_shapes: Sequence[str]) -> Backend | None:
-    """The engine backend asked for; that one named is missing, or that the model leaves open what an engine needs, is
-    an error before any work is done."""
-    named = [target for target in targets if target.startswith("tensorrt")]
+    """The engine backend asked for; that two are, that one named is missing, or that the model leaves open what an
+    engine needs, is an error before any work is done."""
+    named = sorted({target for target in targets if target.startswith("tensorrt")})
+    if len(named) > 1:
+        raise BadInput(
+            f"a run writes one engine, {' and '.join(named)} are asked for",
+            where="--target",
+            fix="name one of them; `ompq-deploy build` makes that of the other in a copy of the folder",
+        )
     if named:
         backend = find_backend(named[0])
         refuse_open_sizes(load_sized(model, input_shapes)[0])

@@ -43,6 +43,7 @@ from ompq_deploy.passes.split_attention import split_attention
 from ompq_deploy.passes.split_einsum import split_einsum
 from ompq_deploy.passes.split_norms import split_norms
 from ompq_deploy.passes.split_pools import split_pools
+from ompq_deploy.units import format_bytes
 
 OPSET = 21
 IR_VERSION = 10
@@ -108,7 +109,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise BadInput("no such model file", where=str(path), fix="check the path of the .onnx file")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf")
     except DecodeError as e:
         raise BadInput(
             "this is not an ONNX file, or it is cut short", where=str(path), fix="export or copy the model again"
@@ -117,6 +118,12 @@ def load_model(path: Path) -> onnx.ModelProto:
         raise BadInput(
             f"the model cannot be read: {e}", where=str(path), fix="check the file and its external data"
         ) from e
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise BadInput(
+            f"the model takes {format_bytes(model.ByteSize())}, more than one ONNX file can hold",
+            where=str(path),
+            fix="deploy it in parts of less than 2 GiB",
+        )
     if not model.graph.node:
         raise BadInput("the model's graph is empty", where=str(path), fix="export the model again")
     try:

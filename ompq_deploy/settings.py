@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ompq_deploy.calib import DEFAULT_SAMPLES, Preprocess
+from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.program import DYADIC
 from ompq_deploy.limits.rules import Rules
 from ompq_deploy.metrics import MetricSettings
@@ -59,8 +60,18 @@ class PlanSettings:
 
     @classmethod
     def from_recorded(cls, values: dict[str, Any]) -> PlanSettings:
-        """The settings a lock file holds; the inverse of `recorded`."""
-        values = dict(values)
+        """The settings a lock file holds; the inverse of `recorded`. Raises BadInput for settings of other versions."""
+        try:
+            return cls._from_values(dict(values))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise BadInput(
+                f"plan.json has settings that this version does not know: {e}",
+                where="plan.json: settings",
+                fix="make the plan again with this version, or use the one named under `versions` there",
+            ) from e
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> PlanSettings:
         metric = MetricSettings(name=values.pop("metric"), **values.pop("metric_settings"))
         preprocess = values.pop("preprocess")
         calib = values.pop("calib")

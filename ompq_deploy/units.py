@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from ompq_deploy.errors import BadInput
 
 FACTORS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
+LARGEST = 2**62
+"""Of any amount: the solver counts in int64."""
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*|%)\s*", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
@@ -19,8 +22,8 @@ def parse_size(text: str, float_bytes: int, flag: str = "--size") -> int:
     unit = match.group(2).lower() if match else "?"
     if match is None or (unit != "%" and unit not in FACTORS):
         raise BadInput(f"{text!r} is not a size", where=flag, fix="write it like 6.7MB, 6.4MiB, 700KB, 900000B or 60%")
-    value = float(match.group(1))
-    size = int(value * float_bytes / 100) if unit == "%" else int(value * FACTORS[unit])
+    value = Decimal(match.group(1))
+    size = int(min(value * (Decimal(float_bytes) / 100 if unit == "%" else Decimal(FACTORS[unit])), Decimal(LARGEST)))
     if size <= 0:
         raise BadInput(f"the size {text!r} leaves no room at all", where=flag, fix="give a positive size")
     return size
@@ -39,8 +42,8 @@ def parse_time(text: str, flag: str) -> int:
 def _parse_units(text: str, units: dict[str, int], example: str, flag: str) -> int:
     match = _NUMBER.fullmatch(text)
     unit = match.group(2).lower() if match else "?"
-    value = float(match.group(1)) * units[unit] if match and unit in units else -1.0
-    if value <= 0:
+    value = Decimal(match.group(1)) * units[unit] if match and unit in units else Decimal(-1)
+    if not 0 < value <= LARGEST:
         raise BadInput(f"{text!r} is not a positive amount", where=flag, fix=f"write it like {example}")
     return int(value)
 

@@ -59,7 +59,7 @@ def best_scale(rows: NDArray[np.float32], bits: int, steps: int = STEPS) -> NDAr
     """The error-minimizing scale of each row, float32 (C,), for `rows` float32 (C, K)."""
     low, high = signed_range(bits)
     largest = np.abs(rows).max(axis=1)
-    base = np.where(largest > 0, largest / high, 1.0).astype(np.float32)
+    base = np.where(largest > high * np.finfo(np.float32).tiny, largest / high, 1.0).astype(np.float32)
     best, best_error = base.copy(), np.full(len(rows), np.inf, np.float32)
     candidates = [base * np.float32(a) for a in np.linspace(SHRINKAGE[bits], 1.0, steps)]
     for scale in candidates:

@@ -66,7 +66,7 @@ def test_values_may_be_pythons(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"bits": (1, 16)}, "widths outside"),
+        ({"bits": (1, 16)}, "range of widths"),
         ({"metric": "magic"}, "magic"),
         ({"target": "onxx"}, "onxx"),
         ({"max_drop": 1.0}, "needs labelled data"),

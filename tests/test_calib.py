@@ -287,6 +287,16 @@ def test_no_bundled_photographs_for_other_models(inputs: list[InputSpec]) -> Non
     assert "--calib" in caught.value.fix
 
 
+def test_images_below_links_count_and_hidden_folders_do_not(tmp_path: Path) -> None:
+    save_images(tmp_path / "elsewhere" / "cats", pixels(2))
+    save_images(tmp_path / "data" / "dogs", pixels(1))
+    save_images(tmp_path / "data" / ".ipynb_checkpoints", pixels(1))
+    (tmp_path / "data" / "cats").symlink_to(tmp_path / "elsewhere" / "cats")
+    (tmp_path / "data" / "dogs" / "back").symlink_to(tmp_path / "data")
+    data = load_labelled(tmp_path / "data", SMALL)
+    assert data.labels.tolist() == [0, 0, 1]
+
+
 # --- labels
 
 
@@ -319,6 +329,25 @@ def test_labels_csv_names_files_paths_or_folders(tmp_path: Path, header: str) ->
     by_name = dict(zip([p.relative_to(tmp_path).as_posix() for p in data.data.files], data.labels, strict=True))
     by_path = {"a/000.png": 5, "a/001.png": 6, "b/001.png": 8}
     assert by_name == {"000.png": 4, **by_path, "b/000.png": 4, "b/002.png": 7}
+
+
+def test_a_class_on_two_lines_has_no_index(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("crane\ncat\ncrane\n")
+    save_images(tmp_path / "cat", pixels(1))
+    assert load_labelled(tmp_path, SMALL).labels.tolist() == [1]
+    save_images(tmp_path / "crane", pixels(1))
+    with pytest.raises(BadInput, match="two lines"):
+        load_labelled(tmp_path, SMALL)
+
+
+def test_a_file_with_two_labels_is_refused(tmp_path: Path) -> None:
+    save_images(tmp_path / "any", pixels(1))
+    name = next((tmp_path / "any").iterdir()).name
+    (tmp_path / "labels.csv").write_text(f"{name},3\n{name},3\n")
+    assert load_labelled(tmp_path, SMALL).labels.tolist() == [3]
+    (tmp_path / "labels.csv").write_text(f"{name},3\n{name},4\n")
+    with pytest.raises(BadInput, match="two labels"):
+        load_labelled(tmp_path, SMALL)
 
 
 def test_numbers_in_classes_txt_are_names(tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ BAD_RUNS = {
     "unknown flag": (["MODEL", "--size", "1MB", "--frobnicate"], 2, "frobnicate"),
     "activation bits": (["MODEL", "--size", "1MB", "--activation-bits", "4"], 2, "activation-bits"),
     "unknown metric": (["MODEL", "--size", "1MB", "--metric", "magic"], 2, "magic"),
-    "bad widths": (["MODEL", "--size", "1MB", "--bits", "4,16"], 2, "widths outside"),
+    "bad widths": (["MODEL", "--size", "1MB", "--bits", "4,16"], 2, "range of widths"),
     "too small": (["MODEL", "--size", "2KB"], 3, "smallest feasible size"),
     "zero samples": (["MODEL", "--size", "16KB", "--samples", "0"], 2, "at least 1"),
     "too few samples for the metric": (
@@ -362,6 +362,19 @@ BAD_RUNS = {
     "no latency to sweep": (["pareto", "MODEL", "--over", "latency", "--metric", "mse"], 2, "--latency-table"),
     "negative seed": (["MODEL", "--size", "16KB", "--seed", "-1"], 2, "--seed"),
     "seed beyond the solver's": (["MODEL", "--size", "16KB", "--seed", "2147483648"], 2, "--seed"),
+    "widths backwards": (["MODEL", "--size", "1MB", "--bits", "8-4"], 2, "'8-4' is no range"),
+    "endless widths": (["MODEL", "--size", "1MB", "--bits", "2-9999999999"], 2, "range of widths"),
+    "endless bops": (["MODEL", "--bops", "1e400"], 2, "positive amount"),
+    "no gate at all": (["MODEL", "--size", "16KB", "--eval", "x", "--max-drop", "nan"], 2, "no finite number"),
+    "beta beyond numbers": (["MODEL", "--size", "16KB", "--orm-beta", "inf"], 2, "no finite number"),
+    "an unset variable": (["MODEL", "--size", "16KB", "--calib", ""], 2, "path is empty"),
+    "two engines": (
+        ["MODEL", "--size", "16KB", "--target", "tensorrt", "--target", "tensorrt_rtx"],
+        2,
+        "writes one engine",
+    ),
+    "no size for the engine": (["MODEL", "--size-of", "engine", "--bops", "1G"], 2, "--size-of engine"),
+    "a front over engines": (["pareto", "MODEL", "--size-of", "engine"], 2, "before an engine is built"),
     "bad mean": (["MODEL", "--size", "16KB", "--mean", "a,b"], 2, "list of numbers"),
 }
 
@@ -390,6 +403,63 @@ def test_bad_model_files(content: bytes | str, message: str, run: Run, residual_
     assert code == 2
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_data_that_do_not_fit_are_told_before_the_work(
+    run: Run, residual_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "make_plan", Mock(side_effect=AssertionError("the work began")))
+    labels_from_1 = tmp_path / "from1.npz"
+    with np.load(data) as stored:
+        np.savez(labels_from_1, images=stored["images"], labels=np.full(16, 10))
+    for found, message in ((labels_from_1, "labels run from 10 to 10"), (tmp_path / "none.npz", "no such file")):
+        code, _, err = run(residual_model, "--size", "16KB", "--calib", data, "--eval", found, "--out", tmp_path / "o")
+        assert code == 2
+        assert message in err
+
+
+def test_a_model_by_another_name_is_read_as_a_model(run: Run, deployed: Path, tmp_path: Path) -> None:
+    code, _, err = run(deployed / "plan.json", "--size", "60%", "--out", tmp_path / "o")
+    assert code == 2
+    assert "not an ONNX file" in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document | {"schema": 2},
+        lambda document: document | {"settings": document["settings"] | {"of_tomorrow": 1}},
+        lambda document: document | {"settings": document["settings"] | {"quantize": {"of_tomorrow": 1}}},
+        lambda document: document | {"settings": []},
+        lambda document: document | {"model": 5},
+        lambda document: document | {"calibration": {}},
+        lambda document: document | {"files": []},
+        lambda document: document | {"integers": "all"},
+        lambda document: document | {"achieved": []},
+        lambda document: [document],
+    ],
+)
+def test_a_plan_that_is_none_of_this_version_is_bad_input(
+    change: Callable[[dict[str, object]], object], run: Run, deployed: Path
+) -> None:
+    path = deployed / "plan.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    for command in (("verify", deployed), ("quantize", path)):
+        code, _, err = run(*command)
+        assert code == 2, err
+        assert "plan.json" in err
+
+
+def test_a_folder_in_the_way_keeps_all_files_as_they_were(
+    run: Run, residual_model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "model.qdq.onnx").mkdir(parents=True)
+    (out / "grids.json").write_text("before")
+    code, _, err = run(residual_model, "--size", "16KB", "--calib", data, "--out", out, "--effort", "quick")
+    assert code == 2
+    assert "model.qdq.onnx is a folder there" in err
+    assert (out / "grids.json").read_text() == "before"
 
 
 def test_wrong_calibration_shape(run: Run, residual_model: Path, tmp_path: Path) -> None:
@@ -496,7 +566,7 @@ def test_an_interrupted_run_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(pipeline, "make_plan", lambda *_: os.kill(os.getpid(), number))
     returned, _, err = run(residual_model, "--size", "16KB", "--out", tmp_path / "out")
-    assert (returned, err.strip()) == (code, "interrupted; nothing was left half-written")
+    assert (returned, err.splitlines()[-1]) == (code, "interrupted; nothing was left half-written")
     assert not (tmp_path / "out").exists()
 
 

@@ -47,7 +47,7 @@ def engine_with(overhead: int, per_wide_layer: int) -> Callable[[BitPlan], int]:
 @pytest.mark.parametrize("per_wide_layer", [0, 130, 700])
 def test_the_measured_engine_keeps_the_budget(budget: int, per_wide_layer: int) -> None:
     measure = engine_with(1000, per_wide_layer)
-    refuse_too_small(plan_of([0, 0, 0], 750), budget, measure)
+    refuse_too_small([plan_of([0, 0, 0], 750)], budget, measure)
     plan = fit_engine(SIZES, budget, measure, widest_within(budget))
     assert measure(plan) == plan.size_bytes <= budget
 
@@ -59,7 +59,7 @@ def test_all_the_room_is_used_where_engines_grow_with_it() -> None:
 
 def test_a_budget_below_the_smallest_engine_names_it() -> None:
     with pytest.raises(InfeasibleBudget, match="1750 bytes"):
-        refuse_too_small(plan_of([0, 0, 0], 750), 1700, engine_with(1000, 0))
+        refuse_too_small([plan_of([0, 0, 0], 750), plan_of([1, 1, 1], 1500)], 1700, engine_with(1000, 0))
 
 
 def test_constants_as_tensorrt_stores_them() -> None:

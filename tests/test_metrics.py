@@ -15,13 +15,14 @@ from ompq_deploy.capture import capture
 from ompq_deploy.errors import BadInput
 from ompq_deploy.evaluate.head_search import find_heads
 from ompq_deploy.evaluate.heads import SOFTENED, Reference
+from ompq_deploy.graph.part import returning
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, MetricSettings, orm, round_weights, score
 from ompq_deploy.metrics.granularity import groups
 from ompq_deploy.metrics.hawq import trace
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize.refined_rounding import refined_rounding
-from ompq_deploy.runtime.runner import returning, run_samples
+from ompq_deploy.runtime.runner import run_samples
 from tests import models
 from tests.quantized import inputs
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,33 @@ def test_what_a_killed_run_left_is_removed_and_what_another_is_writing_stays(tmp
         first.write("a", b"1")
         second.write("b", b"2")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "checkpoint"]
+
+
+def test_a_folder_that_has_no_lock_yet_is_not_taken_for_one_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run enters while the first is between making its folder and locking it."""
+    made, entered = threading.Event(), threading.Event()
+    really = tempfile.mkdtemp
+
+    def slow(*arguments: object, **settings: object) -> str:
+        place = str(really(*arguments, **settings))
+        made.set()
+        entered.wait(0.3)
+        return place
+
+    def second() -> None:
+        made.wait()
+        with OutputFolder(tmp_path):
+            entered.set()
+
+    monkeypatch.setattr(tempfile, "mkdtemp", slow)
+    other = threading.Thread(target=second)
+    other.start()
+    with OutputFolder(tmp_path) as first:
+        other.join()
+        first.write("a", b"1")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_unwritable_folder_is_bad_input(tmp_path: Path) -> None:

@@ -692,6 +692,17 @@ def test_what_differs_by_the_sample_is_computed(tmp_path: Path) -> None:
     assert_equivalent(path, graph)
 
 
+def test_steps_of_a_slice_without_axes_are_steps(tmp_path: Path) -> None:
+    """Every other size of an input of (N, 3, 4, 5), from the second on: 3 and 5."""
+    g = models.GraphBuilder()
+    first, last, step = (g.constant(np.array([value], np.int64), f"int{value}") for value in (1, 4, 2))
+    sizes = g.node("Slice", [g.node("Shape", ["x"], "shape"), first, last, "", step], "sizes")
+    factor = g.node("ReduceProd", [g.node("Cast", [sizes], "float", to=onnx.TensorProto.FLOAT)], "factor", keepdims=0)
+    scaled = g.node("Mul", [g.conv("x", "layer", 3, 4), factor], "scaled")
+    path = models.save(g.model(["N", 3, 4, 5], scaled, ["N", 4, 4, 5]), tmp_path / "m.onnx")
+    assert_equivalent(path, prepare(path))
+
+
 def test_what_a_branch_reads_from_outside_counts(tmp_path: Path) -> None:
     """The condition is made from the batch size alone; what is chosen is not."""
     g = models.GraphBuilder()

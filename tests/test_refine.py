@@ -12,9 +12,11 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from ompq_deploy.artifacts import Capture, Layer, PreparedGraph, QuantizedGraph, Samples
+import ompq_deploy.metrics.output_error as kl
+from ompq_deploy.artifacts import Capture, Grid, Layer, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BadInput
+from ompq_deploy.evaluate.head_search import find_heads
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.placement import layer_grid
@@ -26,6 +28,7 @@ from ompq_deploy.quantize.covariance import Accumulator
 from ompq_deploy.quantize.gptq import damped, second_order_codes
 from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.refine import OutputWeights, RefineSettings, head_of, refine
+from ompq_deploy.quantize.refined_rounding import refined_rounding
 from ompq_deploy.quantize.stream import Stream, pieces
 from tests import models
 from tests.test_quantize import uniform_plan
@@ -384,3 +387,22 @@ def test_moments_of_large_and_constant_inputs() -> None:
     codes, scale = second_order_codes(random.standard_normal((2, 6, 3)), damped(moments.hessian, 0.01), 4)
     assert np.isfinite(scale).all()
     assert codes.any()
+
+
+@pytest.mark.parametrize("count", [6, 2])
+def test_what_fills_up_a_fixed_batch_does_not_count(count: int, tmp_path: Path) -> None:
+    open_batch = prepare(models.save(models.residual_network(), tmp_path / "open.onnx"))
+    fixed = prepare(models.save(models.residual_network(batch=4), tmp_path / "fixed.onnx"))
+    samples = smooth_samples(open_batch, count)
+    grids = {name: Grid(scale=0.05) for name in open_batch.activations}
+    bits = {layer.name: 3 for layer in open_batch.layers}
+    found, expected = (refine(graph, samples, bits, grids, RefineSettings()) for graph in (fixed, open_batch))
+    for a, b in zip(found, expected, strict=True):
+        assert (a.codes != b.codes).mean() < 0.01
+        np.testing.assert_allclose(a.scale, b.scale, rtol=0.02)
+    rounding, other = (refined_rounding(graph, samples, (2, 4)) for graph in (fixed, open_batch))
+    for name, errors in rounding.errors.items():
+        np.testing.assert_allclose(errors, other.errors[name], atol=1e-5)
+    heads = find_heads(open_batch, samples)
+    losses, expected_losses = (kl.output_error(graph, heads, samples, rounding).loss for graph in (fixed, open_batch))
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-3)

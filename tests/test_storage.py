@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from ompq_deploy import numerics
 from ompq_deploy.artifacts import Layer
 from ompq_deploy.export import storage
 from ompq_deploy.numerics import pack_bits, packed_bytes, signed_range, unpack_bits
@@ -39,11 +40,14 @@ def test_codes_survive_the_file(bits: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_packed_codes_have_no_gaps_and_unpack(bits: int) -> None:
+def test_packed_codes_have_no_gaps_and_unpack(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     low, high = signed_range(bits)
     codes = np.random.default_rng(bits).integers(low, high + 1, 101).astype(np.int8)
     packed = pack_bits(codes, bits)
     assert packed.size == packed_bytes(101, bits)
+    np.testing.assert_array_equal(unpack_bits(packed, bits, 101), codes)
+    monkeypatch.setattr(numerics, "PACKED_AT_ONCE", 16)
+    np.testing.assert_array_equal(pack_bits(codes, bits), packed)
     np.testing.assert_array_equal(unpack_bits(packed, bits, 101), codes)
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 from ompq_deploy import pipeline
+from ompq_deploy.errors import BackendMissing
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.files.lock import sha256_of
 from ompq_deploy.files.plan_file import load_plan
@@ -24,6 +26,7 @@ from ompq_deploy.metrics import MetricSettings
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.settings import DeploySettings, PlanSettings
+from ompq_deploy.verbs import build
 from tests import models
 from tests.conftest import Run
 
@@ -421,6 +424,27 @@ def test_files_of_other_integers_do_not_stay_beside_those_written(folder: Path, 
     assert code == 2
     assert f"{INTEGER} would stay here" in error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_changed_graph_for_tensorrt_is_named_by_its_layer_and_never_built(
+    folder: Path, run: Run, verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("quantize", folder / "plan.json", "--target", "tensorrt")[0] == 0
+    assert verify(folder)[0] == 0
+    path = folder / "model.trt.onnx"
+    before = path.read_bytes()
+    nodes = {node.name: node for node in onnx.load(path).graph.node}
+    dequantize = next(node for node in nodes.values() if nodes["main2"].input[1] in node.output)
+    change(path, flip_one, dequantize.input[0])
+    sign_again(folder)
+    code, document = verify(folder)
+    assert code == 1
+    assert failed(document) == {"model.trt.onnx": "main2"}
+    built = Mock(side_effect=BackendMissing("seen", where="", fix=""))
+    monkeypatch.setattr(build, "find_backend", lambda _: object())
+    monkeypatch.setattr(build, "build_engine", built)
+    assert run("build", folder)[0] == 4
+    assert built.call_args.args[0].SerializeToString() == before
 
 
 def test_the_graph_for_tensorrt_is_made_of_the_files_with_the_grids_calibrated_for_it(

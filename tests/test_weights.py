@@ -47,7 +47,7 @@ def test_weights_already_on_a_grid_are_kept() -> None:
 
 
 def test_a_channel_of_zeros_stays_zero() -> None:
-    codes, scale = quantize_weight(np.zeros((2, 9), np.float32), 4, 0)
+    codes, scale = quantize_weight(np.array([[0.0] * 9, [1e-44] * 9], np.float32), 4, 0)
     assert not codes.any()
     assert (scale > 0).all()
 

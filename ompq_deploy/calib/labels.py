@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ompq_deploy.errors import BadInput
 
+TWICE = -1
+
 
 def folder_labels(root: Path, files: Sequence[Path]) -> tuple[NDArray[np.int64], int | None]:
     """int64 (N,), and the number of class folders where the labels rest on their sorted order, else None."""
@@ -41,11 +43,15 @@ def folder_labels(root: Path, files: Sequence[Path]) -> tuple[NDArray[np.int64],
 
 
 def _class_indices(root: Path) -> dict[str, int]:
+    """By name the line number in classes.txt; `TWICE` for a name on two lines, as ImageNet has some."""
     path = root / "classes.txt"
     if not path.is_file():
         return {}
-    names = [line.strip() for line in _read_text(path).splitlines()]
-    return {name: index for index, name in enumerate(names) if name}
+    indices: dict[str, int] = {}
+    for index, line in enumerate(_read_text(path).splitlines()):
+        if name := line.strip():
+            indices[name] = TWICE if name in indices else index
+    return indices
 
 
 def _read_text(path: Path) -> str:
@@ -56,6 +62,10 @@ def _read_text(path: Path) -> str:
 
 
 def _class_index(label: str, indices: Mapping[str, int], where: str) -> int:
+    if indices.get(label) == TWICE:
+        raise BadInput(
+            f"class {label!r} stands on two lines of classes.txt", where=where, fix="name it by its index (0007)"
+        )
     if label in indices:
         return indices[label]
     if label.isdecimal():
@@ -75,7 +85,9 @@ def _read_table(path: Path, indices: Mapping[str, int]) -> dict[str, int]:
         name, label = row[0].strip(), row[1].strip()
         header = position == 0 and label not in indices and not label.isdecimal()
         if not header:
-            table[name] = _class_index(label, indices, f"{path}, line {number}")
+            index = _class_index(label, indices, f"{path}, line {number}")
+            if table.setdefault(name, index) != index:
+                raise BadInput(f"{name!r} has two labels", where=f"{path}, line {number}", fix="remove one of the rows")
     return table
 
 

@@ -176,10 +176,10 @@ def _array_source(
 
 def _choose(total: int, count: int, seed: int, place: str) -> NDArray[np.int64]:
     """Sorted indices: all of them, or one drawn from each of `count` equal stretches of range(total)."""
-    if count < 1:
-        raise BadInput(f"{count} samples asked for", where="--samples", fix="ask for at least 1")
     if total == 0:
         raise BadInput("there are no samples", where=place, fix="give data with at least one sample")
+    if count < 1:
+        raise BadInput(f"{count} samples asked for", where="--samples", fix="ask for at least 1")
     count = min(count, total)
     edges = np.arange(count + 1) * total // count
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:])

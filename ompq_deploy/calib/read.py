@@ -5,7 +5,7 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,9 @@ UNREADABLE_ARRAYS = (
 
 
 def list_images(root: Path) -> list[Path]:
-    """Every image file below `root`, hidden ones left out, sorted by path."""
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    """Every image file below `root`, folders that are links included, hidden files and folders left out, sorted by
+    path."""
+    files = sorted(path for path in _visible(root) if path.suffix.lower() in SUFFIXES)
     if not files:
         raise BadInput(
             "the directory holds no images",
@@ -44,6 +41,20 @@ def list_images(root: Path) -> list[Path]:
             fix=f"give a directory with images ({', '.join(sorted(SUFFIXES))}), in it or in folders below",
         )
     return files
+
+
+def _visible(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files below a folder. A link back to one of the folders `above` ends there."""
+    place = folder.resolve()
+    if place in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _visible(path, above | {place})
+        elif path.is_file():
+            yield path
 
 
 def open_image(path: Path, channels: int) -> Image.Image:

@@ -8,7 +8,9 @@ import numpy as np
 
 from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
 from ompq_deploy.capture.fit import running
-from ompq_deploy.runtime.runner import feeds, returning, start
+from ompq_deploy.graph.part import returning
+from ompq_deploy.runtime.batches import feeds
+from ompq_deploy.runtime.runner import start
 
 AT_ONCE = 4
 """Samples run at once: all these activations are held together."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Histogram, PreparedGraph, Samples
+from ompq_deploy.graph.part import returning
 from ompq_deploy.runtime.sessions import brief_options, start
 
 BINS = 2048
@@ -34,8 +34,7 @@ def count_histograms(
     """
     limits = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
     counts = {name: np.zeros(2 * BINS, np.int64) for name in graph.activations}
-    model = onnx.utils.Extractor(graph.model).extract_model(list(graph.input_names), list(graph.activations))
-    session = start(model, brief_options(threads))
+    session = start(returning(graph.model, graph.activations), brief_options(threads))
     for feed in samples.batches(graph.batch or BATCH):
         values = session.run(list(graph.activations), {name: feed[name] for name in graph.input_names})
         for name, value in zip(graph.activations, values, strict=True):

@@ -13,7 +13,8 @@ from onnx import helper
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.capture.blocked import is_layout_copy
 from ompq_deploy.capture.taps import CONTRIB_DOMAIN, Taps, View
-from ompq_deploy.graph.index import GraphIndex, constant_bound, without_dead_nodes
+from ompq_deploy.graph.index import GraphIndex, constant_bound
+from ompq_deploy.graph.part import without_dead_nodes
 
 LARGE = 1 << 17
 """Elements per sample from which on reading two samples first is cheaper than reading all."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Float32, Float64, PreparedGraph, Samples
@@ -20,6 +19,7 @@ from ompq_deploy.capture.instrument import Reduction, instrument, views
 from ompq_deploy.capture.statistics import Statistics, read_means, read_ranges
 from ompq_deploy.capture.taps import Taps, View, tap
 from ompq_deploy.errors import BadInput
+from ompq_deploy.graph.part import returning
 from ompq_deploy.runtime.sessions import brief_options, start
 
 MEMORY_LIMIT = 512 << 20
@@ -91,8 +91,7 @@ def _reduce(
 
 def _fetch(graph: PreparedGraph, outputs: Sequence[str], feeds: Sequence[Feed], threads: int) -> dict[str, Float32]:
     """The tensors `outputs` of all samples, each flattened to (N, K)."""
-    part = onnx.utils.Extractor(graph.model).extract_model(list(graph.input_names), list(outputs))
-    session = start(part, brief_options(threads))
+    session = start(returning(graph.model, outputs), brief_options(threads))
     batch = graph.batch or 1
     rows: dict[str, Float32] = {}
     for i, feed in enumerate(feeds):

@@ -78,8 +78,9 @@ class Taps:
         self._result("ReduceSum", [products, self._ints(0)], "gram", view, keepdims=0)
 
     def mean(self, view: View) -> None:
-        if view.channels is not None:
-            rows = self._node("Reshape", [view.source, self._ints(-1, view.channels)], "tokens", view)
+        channels = 1 if len(view.shape) == 1 else view.channels
+        if channels is not None:
+            rows = self._node("Reshape", [view.source, self._ints(-1, channels)], "tokens", view)
             self._result("ReduceMean", [rows, self._ints(0)], "mean", view, keepdims=1)
         elif view.blocked:
             width = {"kernel_shape": [1, view.shape[3]], "domain": BLOCKED_DOMAIN}

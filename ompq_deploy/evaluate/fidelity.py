@@ -22,7 +22,8 @@ import onnx
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.evaluate.head_search import output_heads
 from ompq_deploy.evaluate.heads import Head
-from ompq_deploy.runtime.runner import run_model, select
+from ompq_deploy.runtime.batches import select
+from ompq_deploy.runtime.runner import run_model
 
 MOST_SAMPLES = 16
 

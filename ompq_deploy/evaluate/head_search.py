@@ -12,6 +12,7 @@ probability is rounded to zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import onnx
@@ -19,7 +20,8 @@ import onnx
 from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
 from ompq_deploy.evaluate.heads import Head, Heads, variation
 from ompq_deploy.graph.index import GraphIndex, attributes, reads
-from ompq_deploy.runtime.runner import run_batches, run_samples, select
+from ompq_deploy.runtime.batches import select
+from ompq_deploy.runtime.runner import run_batches, run_samples
 
 
 def find_heads(graph: PreparedGraph, samples: Samples, threads: int = 0) -> Heads:
@@ -41,7 +43,10 @@ def output_heads(graph: PreparedGraph, samples: Samples, threads: int = 0) -> tu
     one = select(samples, np.zeros(1, np.int64))
     layers = last_layers(graph)
     weights = graph.layer_weights()
-    runs = [run_samples(graph, {name: np.full_like(weights[name], np.nan)}, graph.output_names, one) for name in layers]
+    runs = [
+        run_samples(graph, {name: np.full_like(weights[name], np.nan)}, graph.output_names, one, threads)
+        for name in layers
+    ]
     heads = []
     for position, moments in enumerate(_moments(graph, samples, threads)):
         reached = np.stack([np.isnan(outputs[position][0]).reshape(-1) for outputs in runs], axis=1)
@@ -92,14 +97,14 @@ def _moments(graph: PreparedGraph, samples: Samples, threads: int) -> list[_Mome
     batches = run_batches(graph.model, graph.output_names, samples, graph.batch, threads)
     origins: list[Float64] = []
     sums: list[Float64] = []
-    for values in batches:
-        rows = [value.reshape(len(value), -1).astype(np.float64) for value in values]
-        origins = origins or [row[0] for row in rows]
-        parts = [
-            np.stack([np.square(row).sum(axis=0), (row - origin).sum(axis=0), np.square(row - origin).sum(axis=0)])
-            for row, origin in zip(rows, origins, strict=True)
-        ]
-        sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else parts
+    for row in chain.from_iterable(zip(*values, strict=True) for values in batches):  # one at a time: some are large
+        values = [value.reshape(-1).astype(np.float64) for value in row]
+        origins = origins or values
+        sums = sums or [np.zeros((3, value.size)) for value in values]
+        for total, value, origin in zip(sums, values, origins, strict=True):
+            total[0] += np.square(value)
+            total[1] += value - origin
+            total[2] += np.square(value - origin)
     count = len(samples)
     return [
         _Moments(energy=energy / count, variance=(squares - np.square(shift) / count) / max(count - 1, 1))

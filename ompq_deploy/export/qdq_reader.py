@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from ompq_deploy.artifacts import BitPlan, Float64, Grid, Layer, PreparedGraph, QuantizedGraph, QuantizedLayer
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.export.storage import needs_function, store_codes
+from ompq_deploy.export.storage import needs_function, stored_form
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.placement import layer_grid
 from ompq_deploy.numerics import unpack_bits
@@ -64,7 +64,7 @@ def as_stored(quantized: QuantizedGraph, model: onnx.ModelProto, plan: BitPlan) 
 
 def _check_stored(layer: Layer, bits: int, tensor: onnx.TensorProto) -> None:
     """Raise BadInput where a weight is not stored as the plan's width and the model's shape ask for."""
-    expected = store_codes(np.zeros(layer.shape, np.int8), bits, tensor.name)[0][0]
+    expected = stored_form(layer.shape, bits, tensor.name)
     if (tensor.data_type, list(tensor.dims)) != (expected.data_type, list(expected.dims)):
         raise BadInput(
             f"the weight of {layer.name!r} is not stored as {bits}-bit codes of shape {layer.shape}",

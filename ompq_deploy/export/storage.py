@@ -10,6 +10,7 @@ The function is expanded and folded by the runtime when it loads the model; noth
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import Layer
-from ompq_deploy.numerics import pack_bits
+from ompq_deploy.numerics import pack_bits, packed_bytes
 
 FUNCTION_DOMAIN = "ompq"
 OPSET = 21
@@ -37,43 +38,66 @@ class StoredWeight:
 
 
 def store_weight(layer: Layer, codes: NDArray[np.int8], bits: int, name: str) -> StoredWeight:
-    """The codes of one layer under `name`.
-
-    All zero-points are zero, which is what absent ones mean; but onnxruntime 1.23 takes absent ones of an INT8 Gemm
-    for a single one and then refuses the scale per channel, so there they are written out.
-    """
-    initializers, nodes, tensor = store_codes(codes, bits, name)
-    if layer.op != "Gemm" or bits == 4:
-        return StoredWeight(initializers=initializers, nodes=nodes, codes=tensor, zero_points=[])
-    zeros = numpy_helper.from_array(np.zeros(layer.channels, np.int8), f"{name}_z")
-    return StoredWeight(initializers=[*initializers, zeros], nodes=nodes, codes=tensor, zero_points=[zeros.name])
+    """The codes of one layer under `name`."""
+    return _stored(layer, _raw(codes, bits), bits, name)
 
 
 def store_codes(
     codes: NDArray[np.int8], bits: int, name: str
 ) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto], str]:
     """Initializers and nodes that yield `codes`, and the name of the tensor that holds them."""
-    if bits == 8:
-        return [numpy_helper.from_array(codes, name)], [], name
-    if bits == 4:
-        packed = TensorProto(
-            name=name, data_type=TensorProto.INT4, dims=codes.shape, raw_data=pack_bits(codes, 4).tobytes()
-        )
-        return [packed], [], name
-    padding = -codes.size % CODES_PER_GROUP
-    packed_bits = pack_bits(np.pad(codes.reshape(-1), (0, padding)), bits)
-    unpacked = f"{name}_u"
-    node = helper.make_node(
-        unpack_name(bits), [name], [unpacked], domain=FUNCTION_DOMAIN, shape=list(codes.shape), count=[codes.size]
-    )
-    return [numpy_helper.from_array(packed_bits, name)], [node], unpacked
+    return _declared(codes.shape, _raw(codes, bits), bits, name)
+
+
+def stored_form(shape: tuple[int, ...], bits: int, name: str) -> onnx.TensorProto:
+    """The initializer that holds codes of a shape, all of them zero."""
+    return _declared(shape, _zeros(shape, bits), bits, name)[0][0]
 
 
 def stored_bytes(layer: Layer, bits: int, name: str) -> int:
     """Bytes the weight adds to the file, protobuf framing included, those of reading the zero-points too."""
-    stored = store_weight(layer, np.zeros(layer.shape, np.int8), bits, name)
+    stored = _stored(layer, _zeros(layer.shape, bits), bits, name)
     read = sum(len(zero_point) + 2 for zero_point in stored.zero_points)
     return sum(map(framed_bytes, stored.initializers)) + sum(map(framed_bytes, stored.nodes)) + read
+
+
+def _stored(layer: Layer, raw: bytes, bits: int, name: str) -> StoredWeight:
+    """All zero-points are zero, which is what absent ones mean; but onnxruntime 1.23 takes absent ones of an INT8 Gemm
+    for a single one and then refuses the scale per channel, so there they are written out."""
+    initializers, nodes, tensor = _declared(layer.shape, raw, bits, name)
+    if layer.op != "Gemm" or bits == 4:
+        return StoredWeight(initializers=initializers, nodes=nodes, codes=tensor, zero_points=[])
+    zeros = numpy_helper.from_array(np.zeros(layer.channels, np.int8), f"{name}_z")
+    return StoredWeight(initializers=[*initializers, zeros], nodes=nodes, codes=tensor, zero_points=[zeros.name])
+
+
+def _declared(
+    shape: tuple[int, ...], raw: bytes, bits: int, name: str
+) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto], str]:
+    """Initializers and nodes that yield codes of a shape, `raw` in the file, and the name of the tensor of codes."""
+    if not needs_function(bits):
+        kind = TensorProto.INT8 if bits == 8 else TensorProto.INT4
+        return [TensorProto(name=name, data_type=kind, dims=shape, raw_data=raw)], [], name
+    unpacked = f"{name}_u"
+    node = helper.make_node(
+        unpack_name(bits), [name], [unpacked], domain=FUNCTION_DOMAIN, shape=list(shape), count=[math.prod(shape)]
+    )
+    packed = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[len(raw)], raw_data=raw)
+    return [packed], [node], unpacked
+
+
+def _raw(codes: NDArray[np.int8], bits: int) -> bytes:
+    """The bytes that hold codes in a file."""
+    if bits == 8:
+        return codes.tobytes()
+    padding = -codes.size % CODES_PER_GROUP if needs_function(bits) else 0
+    return pack_bits(np.pad(codes.reshape(-1), (0, padding)), bits).tobytes()
+
+
+def _zeros(shape: tuple[int, ...], bits: int) -> bytes:
+    """Those of codes that are all zero."""
+    count = math.prod(shape)
+    return bytes(packed_bytes(count + (-count % CODES_PER_GROUP if needs_function(bits) else 0), bits))
 
 
 def framed_bytes(message: onnx.TensorProto | onnx.NodeProto | onnx.FunctionProto) -> int:

@@ -26,6 +26,7 @@ def save(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             os.fsync(stream.fileno())
         os.replace(unfinished, path)
     except OSError as e:
+        unfinished.unlink(missing_ok=True)
         raise BadInput(
             f"cannot write the checkpoint: {e.strerror or e}", where=str(path), fix="give a writable --out with room"
         ) from e

@@ -36,7 +36,7 @@ def sha256_of(*paths: Path) -> str:
 
 def model_sha256(path: Path) -> str:
     """Hex sha256 of an ONNX file and of the files its external data lie in, in order of their names."""
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load(path, format="protobuf", load_external_data=False)
     tensors = [t for part in (model.graph, *model.functions) for t in _tensors(part)]
     names = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
     return sha256_of(path, *(path.parent / name for name in sorted(names)))

@@ -7,12 +7,14 @@ staging folder while it lives, in whichever container that is; the next one remo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,9 +39,10 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.path)
-            self._staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.path))
-            self._lock = _lock(self._staging)
+            with _alone(self.path):
+                _remove_abandoned(self.path)
+                self._staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self.path))
+                self._lock = _lock(self._staging)
         except OSError as e:
             raise _cannot_write(self.path, e) from e
         return self
@@ -50,11 +53,7 @@ class OutputFolder:
         staging = self._entered()
         try:
             if kind is None:
-                written = {file.name for file in self.staged()}
-                for file in self.staged():
-                    os.replace(file, self.path / file.name)
-                for name in set(self._leaving) - written:
-                    (self.path / name).unlink(missing_ok=True)
+                self._commit()
         except OSError as e:
             raise _cannot_write(self.path, e) from e
         finally:
@@ -63,6 +62,18 @@ class OutputFolder:
                 os.close(self._lock)
             if kind is not None and self._created and not any(self.path.iterdir()):
                 self.path.rmdir()
+
+    def _commit(self) -> None:
+        """Rename everything, or, where a folder stands in the way, nothing."""
+        staged = self.staged()
+        for file in staged:
+            if (self.path / file.name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{file.name} is a folder there")
+        with _signals_wait():
+            for file in staged:
+                os.replace(file, self.path / file.name)
+            for name in set(self._leaving) - {file.name for file in staged}:
+                (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> Path:
         """Stage a file, replacing one staged before; its path until the folder is committed."""
@@ -105,15 +116,39 @@ def _remove_abandoned(folder: Path) -> None:
             os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock on a folder until it is closed or its process ends; None where another holds it,
-    or the platform or the file system has no such locks."""
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect behind it, where the platform can make them wait."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other runs from taking a staging folder that has no lock yet for one left behind."""
+    lock = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
+    """A descriptor that holds the lock on a folder until it is closed or its process ends; None where another holds it
+    and this is not to `wait`, or the platform or the file system has no such locks."""
     with suppress(ImportError, OSError):
         import fcntl
 
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             os.close(descriptor)
             raise

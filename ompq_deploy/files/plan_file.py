@@ -56,6 +56,7 @@ def load_plan(path: Path) -> tuple[BitPlan, dict[str, Any]]:
     """A plan and its whole document, read back. Raises BadInput for anything else than a plan.json."""
     try:
         document = json.loads(path.read_text())
+        _check_parts(document)
         achieved = {name: count for name, count in document["achieved"].items() if name != "file_bytes"}
         plan = BitPlan(
             layers=tuple(PlannedLayer(**row) for row in document["layers"]),
@@ -66,11 +67,24 @@ def load_plan(path: Path) -> tuple[BitPlan, dict[str, Any]]:
         )
     except OSError as e:
         raise BadInput(f"cannot read the plan: {e.strerror}", where=str(path), fix="check the path") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BadInput(
             f"this is not a plan.json of schema {SCHEMA}: {e!r}", where=str(path), fix="write it with: ompq-deploy plan"
         ) from e
     return plan, document
+
+
+def _check_parts(document: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError where parts that other modules read are not there, or of another kind."""
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"schema {document['schema']}")
+    texts = [document["model"]["path"], document["model"]["sha256"], document["calibration"]["source"]]
+    texts += [document["calibration"]["sha256"], *document.get("files", {}).values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a path or digest is no text")
+    for part in ("settings", "integers", "smoothing"):
+        if not isinstance(document.get(part, {}), dict):
+            raise TypeError(part)
 
 
 def check_plan_fits(plan: BitPlan, document: dict[str, Any], graph: PreparedGraph, path: Path) -> None:

@@ -164,8 +164,8 @@ class _Trainer:
         return self.task.objective(outputs, reference, batch.labels), outputs
 
     def _keep_best(self, epoch: int, held: Held | None) -> None:
-        best = self.progress.best
-        if held is not None and not best.get("loss", math.inf) <= held.loss:
+        least = self.progress.best.get("loss", math.nan)
+        if held is not None and (held.loss < least or math.isnan(least)):
             network = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
             self.progress.best = {"epoch": epoch, "loss": held.loss, "network": network}
 

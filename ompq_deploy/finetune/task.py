@@ -26,7 +26,7 @@ def make_task(
 ) -> Task:
     """The training task of a run. Raises BadInput for data and settings that do not fit the model."""
     graph, training = start.graph, settings.training
-    heads = find_heads(graph, samples)
+    heads = find_heads(graph, samples, settings.threads)
     if not heads.classifier and training.distill < 1:
         raise BadInput(
             "the model is no classifier, so labels say nothing about its outputs",

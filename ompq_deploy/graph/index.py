@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -25,11 +25,11 @@ class GraphIndex:
         self.outputs = {value.name for value in model.graph.output}
         self._consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in model.graph.node:
-            for name in dict.fromkeys(node.input):
-                if name:
-                    self._consumers[name].append(node)
+            for name in reads(node):
+                self._consumers[name].append(node)
 
     def consumers(self, tensor: str) -> list[onnx.NodeProto]:
+        """The nodes that read `tensor`, in order, those of which only a branch does included."""
         return self._consumers.get(tensor, [])
 
     def only_consumer(self, tensor: str) -> onnx.NodeProto | None:
@@ -49,8 +49,13 @@ class GraphIndex:
         return [name for name in node.input if name and not self.is_constant(name)]
 
     def numbers(self, tensor: str) -> int:
-        """Numbers per sample in a tensor of known rank, sizes that are not known counted as 1."""
-        return prod(size or 1 for size in self.shapes[tensor][1:])
+        """Numbers per sample in a tensor, sizes that are not known counted as 1."""
+        return prod(size or 1 for size in self.shapes.get(tensor, ())[1:])
+
+    @cached_property
+    def computed_numbers(self) -> int:
+        """Numbers per sample in all tensors that nodes make and whose shape is known."""
+        return sum(self.numbers(name) for name in self.producer if name in self.shapes)
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -113,17 +118,6 @@ def made_in_branches(node: onnx.NodeProto) -> set[str]:
         names.update(tensor.name for tensor in (*branch.input, *branch.initializer))
         names.update(name for other in branch.node for name in other.output)
     return names - {""}
-
-
-def without_dead_nodes(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes, in order, that some of `outputs` depends on; `nodes` are in topological order."""
-    wanted = set(outputs)
-    kept = []
-    for node in reversed(list(nodes)):
-        if not wanted.isdisjoint(node.output):
-            kept.append(node)
-            wanted |= reads(node)
-    return kept[::-1]
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -97,8 +97,6 @@ def _macs(index: GraphIndex, node: onnx.NodeProto, weight_shape: tuple[int, ...]
     if any(size is None for size in positions):
         return 0
     known = [size for size in positions if size is not None]
-    if node.op_type == "Conv":
-        return int(np.prod(known)) * int(np.prod(weight_shape[1:]))
-    if node.op_type == "ConvTranspose":
+    if node.op_type in ("Conv", "ConvTranspose"):
         return int(np.prod(known)) * int(np.prod(weight_shape[1:]))
     return int(np.prod(known[:-1], dtype=np.int64)) * int(np.prod(weight_shape))

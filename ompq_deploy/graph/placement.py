@@ -96,13 +96,12 @@ def residual_operand(index: GraphIndex, add: onnx.NodeProto, layer_nodes: set[st
     operands = index.activation_inputs(add)
     if len(operands) != 2:
         return None
-    position = {name: i for i, node in enumerate(index.graph.node) for name in node.output}
     fresh = [
         name for name in operands if index.only_consumer(name) is not None and _is_accumulator(index, name, layer_nodes)
     ]
     if not fresh:
         return None
-    accumulator = max(fresh, key=lambda name: position[name])
+    accumulator = max(fresh, key=index.positions.__getitem__)
     other = operands[1] if operands[0] == accumulator else operands[0]
     return accumulator, other
 

@@ -8,7 +8,7 @@ the best plan that was seen to fit is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -21,12 +21,18 @@ ROUNDS = 7
 """Bisection steps: the room is found to within 1 % of its range."""
 
 
-def refuse_too_small(smallest: BitPlan, budget: int, measure: Callable[[BitPlan], int]) -> None:
-    """Raise InfeasibleBudget where even the engine of the `smallest` plan is above `budget` bytes."""
-    least = measure(smallest)
-    if least > budget:
+def refuse_too_small(plans: Iterable[BitPlan], budget: int, measure: Callable[[BitPlan], int]) -> None:
+    """Raise InfeasibleBudget where the engines of all `plans`, the extreme ones, are above `budget` bytes. Fewer kinds
+    of kernels may make the engine of the widest plan smaller than that of the narrowest."""
+    sizes = []
+    for plan in plans:
+        sizes.append(measure(plan))
+        if sizes[-1] <= budget:
+            return
+    if sizes:
+        least = min(sizes)
         raise InfeasibleBudget(
-            f"{format_bytes(budget)} is too small: the engine of the smallest plan takes {least} bytes",
+            f"{format_bytes(budget)} is too small: the smallest engine tried takes {least} bytes",
             where="--size-of engine",
             fix=f"raise --size to {least}B or more; generated kernels, not weights, may take most of it",
         )
@@ -35,7 +41,7 @@ def refuse_too_small(smallest: BitPlan, budget: int, measure: Callable[[BitPlan]
 def fit_engine(
     sizes: SizeTable, budget: int, measure: Callable[[BitPlan], int], solve: Callable[[SizeTable], BitPlan]
 ) -> BitPlan:
-    """The plan with most room whose engine keeps `budget` bytes; that of the smallest plan must.
+    """The plan with most room whose engine keeps `budget` bytes; that of the smallest or the widest plan must.
 
     `solve` plans under a size table and the budget; `measure` builds a plan's engine and tells its bytes, which become
     the plan's `size_bytes`.

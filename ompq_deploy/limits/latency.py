@@ -22,6 +22,7 @@ from ompq_deploy.artifacts import Resource
 from ompq_deploy.errors import BadInput
 
 FLAG = "--latency-table"
+LONGEST = 86_400e9
 FORM = 'write {"layers": {NAME: {"4": ns, "8": ns}}} as .json, or layer,bits,nanoseconds as .csv'
 
 
@@ -54,7 +55,7 @@ class LatencyTable:
 def read_latency_table(path: Path) -> LatencyTable:
     """A table read from JSON or, by its name, CSV."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         document = _from_csv(text) if path.suffix.lower() == ".csv" else json.loads(text)
         times = {name: {str(w): float(ns) for w, ns in row.items()} for name, row in document["layers"].items()}
         fixed = float(document.get("fixed_ns", 0))
@@ -64,11 +65,11 @@ def read_latency_table(path: Path) -> LatencyTable:
         raise BadInput(f"this is not a latency table: {e!r}", where=f"{FLAG} {path}", fix=FORM) from e
     for name, row in [("fixed_ns", {"": fixed}), *times.items()]:
         for width, nanoseconds in row.items():
-            if not math.isfinite(nanoseconds) or nanoseconds < 0:
+            if not 0 <= nanoseconds <= LONGEST:
                 raise BadInput(
                     f"{name} {width} has the time {nanoseconds}",
                     where=f"{FLAG} {path}",
-                    fix="give nanoseconds, zero or more",
+                    fix="give nanoseconds, from zero to those of a day",
                 )
     return LatencyTable(fixed=math.ceil(fixed), times=times, source=str(path))
 

@@ -96,7 +96,7 @@ def score(evidence: Evidence, settings: MetricSettings) -> Scores:
 
 def take(samples: Samples, count: int) -> Samples:
     """`count` of the samples, evenly spread; all of them where there are no more."""
-    from ompq_deploy.runtime.runner import select
+    from ompq_deploy.runtime.batches import select
 
     return select(samples, _spread(count, len(samples)))
 
@@ -171,7 +171,7 @@ def _kl_refined(evidence: Evidence, _: MetricSettings) -> Scores:
             fix="give Evidence.refined, or choose kl",
         )
     from ompq_deploy.metrics.output_error import output_error
-    from ompq_deploy.runtime.runner import select
+    from ompq_deploy.runtime.batches import select
 
     total = len(evidence.samples)
     scored = _spread(min(_affordable_for_kl(evidence), max(total // 2, 1)), total)

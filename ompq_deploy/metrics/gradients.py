@@ -24,7 +24,7 @@ from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
 from ompq_deploy.errors import BadInput
 from ompq_deploy.evaluate.heads import Heads
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runtime.runner import feeds, size_of
+from ompq_deploy.runtime.batches import feeds, size_of
 from ompq_deploy.runtime.threads import granted
 from ompq_deploy.torch_graph.graph import TorchGraph
 

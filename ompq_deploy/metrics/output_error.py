@@ -20,10 +20,15 @@ from onnx import helper
 
 from ompq_deploy.artifacts import Float32, Float64, Layer, PreparedGraph, Samples, Scores
 from ompq_deploy.evaluate.heads import SOFTENED, Heads, Reference
-from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex, reads
+from ompq_deploy.graph.part import returning
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runtime.runner import by_sample, feeds, returning, size_of, start
+from ompq_deploy.runtime.batches import by_sample, feeds, select, size_of
+from ompq_deploy.runtime.runner import start
 from ompq_deploy.runtime.timing import Listener, counted, within
+
+MOST_NUMBERS = 2**29
+"""Numbers of all samples in the tensors that are kept in front of layers: 2 GiB."""
 
 
 def output_error(
@@ -35,19 +40,19 @@ def output_error(
     metric: str = "kl",
     tell: Listener | None = None,
 ) -> Scores:
-    """The loss of every layer and width, measured on all of `samples`; those of a short fixed batch are dropped.
-    `tell` hears how far it has come."""
+    """The loss of every layer and width, measured on `samples`, or on as many of them as have `MOST_NUMBERS` numbers in
+    front of the layers. `tell` hears how far it has come."""
     index = GraphIndex(graph.model)
     suffixes = [_suffix(index, layer) for layer in graph.layers]
     kept = sorted({name for suffix in suffixes for name in suffix.outer})
     session = start(returning(graph.model, list(dict.fromkeys([*heads.tensors, *_computed(graph, kept)]))), threads)
     names = [value.name for value in session.get_outputs()]
+    some = _some(samples, sum(map(index.numbers, names)))
     passes = [
-        feed | dict(zip(names, session.run(names, feed), strict=True))
-        for feed, count in feeds(samples, graph.batch, len(samples))
-        if count == (graph.batch or count)
+        _Pass(tensors=feed | dict(zip(names, session.run(names, feed), strict=True)), samples=count)
+        for feed, count in feeds(some, graph.batch, len(some))
     ]
-    reference = Reference(heads=heads, outputs=_outputs(heads, passes, passes))
+    reference = Reference(heads=heads, outputs=_outputs(heads, [known.tensors for known in passes], passes))
     weights = {layer.weight: rounding.weights[layer.name] for layer in graph.layers}
     loss = np.zeros((len(suffixes), len(rounding.bits)))
     for row, suffix in enumerate(counted(suffixes, "measuring layer", within(metric, tell))):
@@ -56,6 +61,15 @@ def output_error(
         if model.graph.output:
             loss[row] = _losses(start(model, threads, lent), suffix.layer, reference, passes, rounding)
     return Scores(metric=metric, bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=heads.note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """A run of the float network: the tensors that suffixes read, and how many samples they hold besides those that
+    fill up a fixed batch."""
+
+    tensors: Mapping[str, Float32]
+    samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +87,10 @@ def _suffix(index: GraphIndex, layer: Layer) -> Suffix:
     changed: set[str] = {layer.weight}
     nodes = []
     for node in index.graph.node:
-        if not changed.isdisjoint(node.input):
+        if not changed.isdisjoint(reads(node)):
             nodes.append(node)
             changed.update(node.output)
-    read = sorted({name for node in nodes for name in node.input if name} - changed)
+    read = sorted({name for node in nodes for name in reads(node)} - changed)
     return Suffix(
         layer=layer,
         nodes=tuple(nodes),
@@ -107,7 +121,7 @@ def _losses(
     session: ort.InferenceSession,
     layer: Layer,
     reference: Reference,
-    passes: Sequence[Mapping[str, Float32]],
+    passes: Sequence[_Pass],
     rounding: Rounding,
 ) -> Float64:
     """The loss of every width of one layer."""
@@ -116,22 +130,29 @@ def _losses(
     losses = []
     for width in rounding.bits:
         weight = rounding.rounded(layer.name, width)
-        inputs = [{name: known[name] for name in outer} | {layer.weight: weight} for known in passes]
+        inputs = [{name: known.tensors[name] for name in outer} | {layer.weight: weight} for known in passes]
         moved = [dict(zip(names, session.run(names, feed), strict=True)) for feed in inputs]
         losses.append(reference.divergence(_outputs(reference.heads, moved, passes), SOFTENED))
     return np.array(losses)
 
 
-def _outputs(
-    heads: Heads, moved: Sequence[Mapping[str, Float32]], known: Sequence[Mapping[str, Float32]]
-) -> list[Float32]:
+def _outputs(heads: Heads, moved: Sequence[Mapping[str, Float32]], passes: Sequence[_Pass]) -> list[Float32]:
     """The tensors to compare, all samples on axis 0: what each pass moved, and what it left as known."""
+
+    def of_pass(name: str, new: Mapping[str, Float32], known: _Pass) -> Float32:
+        value = by_sample(new.get(name, known.tensors[name]), size_of(known.tensors), name)
+        return value[: known.samples]
+
     return [
-        np.concatenate(
-            [by_sample(new.get(name, old[name]), size_of(old), name) for new, old in zip(moved, known, strict=True)]
-        )
+        np.concatenate([of_pass(name, new, known) for new, known in zip(moved, passes, strict=True)])
         for name in heads.tensors
     ]
+
+
+def _some(samples: Samples, numbers: int) -> Samples:
+    """As many of the samples, evenly spread, as have `MOST_NUMBERS` numbers together, `numbers` each."""
+    count = min(max(MOST_NUMBERS // max(numbers, 1), 1), len(samples))
+    return select(samples, np.arange(count) * len(samples) // count)
 
 
 def _computed(graph: PreparedGraph, names: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ the batch are known. Folding the entries that are known leaves the arithmetic on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -42,8 +44,10 @@ def _known_value(index: GraphIndex, shapes: Shapes, node: onnx.NodeProto | None)
         sizes = _sizes(shapes, index.producer.get(node.input[0]))
         if sizes is None or not all(index.is_constant(name) for name in node.input[1:] if name):
             return None
-        settings = [index.constant(name) for name in node.input[1:] if name]
-        taken = sizes[settings[0]] if node.op_type == "Gather" else _cut(sizes, settings)
+        if node.op_type == "Gather":
+            taken = sizes[index.constant(node.input[1])]
+        else:
+            taken = sizes[_cut([int(index.constant(name)[0]) if name else None for name in node.input[1:]])]
     else:
         taken = _sizes(shapes, node)
     return None if taken is None or (taken == UNKNOWN).any() else np.asarray(taken, np.int64)
@@ -57,6 +61,7 @@ def _sizes(shapes: Shapes, node: onnx.NodeProto | None) -> NDArray[np.int64] | N
     return None if shape is None else np.array([UNKNOWN if size is None else size for size in shape], np.int64)
 
 
-def _cut(sizes: NDArray[np.int64], settings: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    step = int(settings[3][0]) if len(settings) > 3 else 1
-    return sizes[int(settings[0][0]) : int(settings[1][0]) : step]
+def _cut(settings: Sequence[int | None]) -> slice:
+    """What Slice takes of one axis, by its inputs: start, end, axis and step."""
+    start, end, _, step = (*settings, None, None)[:4]
+    return slice(start, end, step)

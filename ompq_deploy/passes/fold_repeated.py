@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ompq_deploy.graph.index import GraphIndex, reads, without_dead_nodes
+from ompq_deploy.graph.index import GraphIndex, reads
+from ompq_deploy.graph.part import without_dead_nodes
 from ompq_deploy.passes.fixed_sizes import Shapes, fixed_sizes
 from ompq_deploy.runtime.sessions import brief_options, start
 

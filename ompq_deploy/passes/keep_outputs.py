@@ -16,4 +16,4 @@ def keep_outputs(model: onnx.ModelProto) -> None:
         index.initializers[name].name = source
         for node in index.consumers(name):
             node.input[:] = [source if read == name else read for read in node.input]
-        model.graph.node.append(helper.make_node("Identity", [source], [name], name=f"{name}_Identity"))
+        model.graph.node.insert(0, helper.make_node("Identity", [source], [name], name=f"{name}_Identity"))

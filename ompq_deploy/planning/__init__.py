@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,12 +38,12 @@ class Allocation:
             solver=self.settings.solver, seed=self.settings.seed,
         )  # fmt: skip
 
-    def smallest(self) -> BitPlan:
-        """The plan of the fewest bytes that the rules and the other limits allow."""
+    def extremes(self) -> Iterator[BitPlan]:
+        """The plan of the fewest bytes that the rules and limits allow, then that of the widest widths."""
         widths = self.settings.widths
-        none = np.zeros((len(self.graph.layers), len(widths)))
-        whatever = Scores(metric="size", bits=widths, loss=none, importance=none[:, 0])
-        return self.plan(whatever)
+        for loss in (np.zeros(len(widths)), max(widths) - np.array(widths, float)):
+            losses = np.tile(loss, (len(self.graph.layers), 1))
+            yield self.plan(Scores(metric="size", bits=widths, loss=losses, importance=losses[:, 0]))
 
     def limited(self, name: str, limit: int) -> Allocation:
         """The same allocation with another limit on one resource."""
@@ -60,7 +61,12 @@ class Allocation:
 
 
 def allocation(graph: PreparedGraph, settings: PlanSettings) -> Allocation:
-    """The tables and limits of one graph. Without a size limit, the size at the widest widths stands for it."""
+    """The tables and limits of one graph. Without a size limit, the size at the widest widths stands for it; that of an
+    engine nobody knows beforehand, so that BadInput is raised."""
+    if settings.size is None and settings.size_of == "engine":
+        raise BadInput(
+            "no size is given for the engine", where="--size-of engine", fix="give --size, or leave this out"
+        )
     sizes = size_table(graph, settings.widths, settings.size_of)
     widest = sizes.fixed + int(sizes.bytes.max(axis=1).sum())
     budget = Budget(

@@ -18,7 +18,8 @@ from ompq_deploy.planning.pareto import halfway
 from ompq_deploy.quantize import quantize
 from ompq_deploy.quantize.columns import parts
 from ompq_deploy.quantize.refined_rounding import refined_rounding
-from ompq_deploy.runtime.runner import run_model, select
+from ompq_deploy.runtime.batches import select
+from ompq_deploy.runtime.runner import run_model
 from ompq_deploy.runtime.timing import Listener, Stopwatch, within
 from ompq_deploy.settings import PlanSettings
 

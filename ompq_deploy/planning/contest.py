@@ -32,7 +32,8 @@ from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.evaluate.head_search import find_heads
 from ompq_deploy.evaluate.heads import SOFTENED, Reference
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runtime.runner import run_samples, select
+from ompq_deploy.runtime.batches import select
+from ompq_deploy.runtime.runner import run_samples
 
 HELD_OUT_EVERY = 4
 FEWEST_TO_SPLIT = 16

@@ -23,6 +23,7 @@ from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
 from ompq_deploy.evaluate.heads import SOFTENED, Heads
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.quantize.refine import OutputWeights
+from ompq_deploy.quantize.rounding_problem import coupled
 from ompq_deploy.runtime.threads import half_granted
 from ompq_deploy.torch_graph.chunks import CHUNK, Tensors, in_chunks
 from ompq_deploy.torch_graph.graph import TorchGraph, best_device, on_device
@@ -69,15 +70,15 @@ def output_weights(
     w_np = sqrt( sum_c w_npc ), the sum as in Kim et al., "GuidedQuant", ICML 2025, Eq. 7, for one group; the
     root since it is an estimate, and without it few positions of few samples have it all (docs/maths.md).
     A = mean of g_np g_np^T over all positions, for even and odd samples apart; what fills up a fixed batch counts too.
-    A layer is left out where the samples are not axis 0 of its output, or where nothing behind depends on it. Few rows
+    A layer is left out where the samples are not axis 0 of its output, or where nothing behind depends on it, its
+    channels also where they are not rounded together (`rounding_problem.coupled`). Few rows
     run at a time where the graph's tensors are large: gradients need all of them at once. On `threads`, 0 for half of
     the cores: on both of a pair of hyperthreads, beside another process, small networks take many times as long.
     """
     device = best_device()
     network = network.to(device)
     index = GraphIndex(graph.model)
-    numbers = sum(index.numbers(name) for node in index.graph.node for name in node.output if name in index.shapes)
-    most = min(max(MOST_NUMBERS // numbers, 1), CHUNK)
+    most = min(max(MOST_NUMBERS // index.computed_numbers, 1), CHUNK)
     generator = torch.Generator(device).manual_seed(seed)
     parity = np.arange(len(rows)) % samples % 2
     positions: dict[str, Float32] = {}
@@ -108,7 +109,7 @@ def _sums(
     generator: torch.Generator,
 ) -> tuple[Tensors, Tensors]:
     """By node the squares of its output's gradients summed over channels, (rows, positions), the mean of some draws; by
-    layer their products g g^T summed over all positions, (C, C)."""
+    layer whose channels are rounded together their products g g^T summed over all positions, (C, C)."""
     layers = {index.nodes[node].output[0]: (node, layer) for layer in graph.layers for node in layer.nodes}
     products: Tensors = {}
 
@@ -120,7 +121,8 @@ def _sums(
             if g.shape[1] == size:
                 last = g.movedim(2 if "Conv" in layer.op else -1, -1)
                 flat = last.reshape(-1, last.shape[-1])
-                products[layer.name] = products.get(layer.name, 0) + flat.T @ flat
+                if coupled(layer):
+                    products[layer.name] = products.get(layer.name, 0) + flat.T @ flat
                 found[node] = flat.square().sum(dim=1).reshape(POSITION_DRAWS, size, -1).mean(dim=0)
         return found
 

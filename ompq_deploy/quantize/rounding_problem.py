@@ -19,6 +19,8 @@ DAMPING = 0.01
 COUPLING_DAMPING = 0.2
 
 Halves = tuple[NDArray, NDArray]
+MOST_CHANNELS = 4096
+"""Channels rounded together: twice as many take eight times as long, 4,000 of them half a minute on one thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,17 @@ def rounding_problem(
     return RoundingProblem(layer=layer, target=target, hessian=hessian, coupling=_coupling(layer, channels, seed))
 
 
+def coupled(layer: Layer) -> bool:
+    """Whether the channels of a layer are rounded together: not those alone in their group, nor of inputs in parts, nor
+    where they are so many that A alone takes minutes."""
+    return layer.channels // layer.groups > 1 and layer.channels <= MOST_CHANNELS and columns.parts(layer) == 1
+
+
 def _coupling(layer: Layer, channels: Halves | None, seed: int) -> Float64 | None:
     """A (G, R, R) of `kronecker.py` from the `channels` of OutputWeights, shrunk as their halves say and damped; None
-    where none are known, or channels cannot be rounded together: alone in their group, of scales that groups share
-    (ConvTranspose), or of inputs in parts."""
-    rows = layer.channels // layer.groups
-    if channels is None or rows == 1 or len(channels[0]) != layer.channels or columns.parts(layer) > 1:
+    where none are known, or channels are not rounded together, also because groups share their scales
+    (ConvTranspose)."""
+    if channels is None or not coupled(layer) or len(channels[0]) != layer.channels:
         return None
     first, second = (_diagonal_blocks(half, layer.groups).astype(np.float64) for half in channels)
     r = best_shrinkage((first, second), COUPLING_DAMPING, np.random.default_rng(seed))

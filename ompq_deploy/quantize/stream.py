@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, PreparedGraph, Samples
 from ompq_deploy.graph.index import GraphIndex, reads
+from ompq_deploy.runtime.batches import feeds
 from ompq_deploy.runtime.sessions import session_options, start
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ class Stream:
         self._threads = threads
         self._last_read = {name: i for i, piece in enumerate(self._pieces) for node in piece for name in reads(node)}
         self._batches: list[dict[str, NDArray]] = []
+        self._counts: list[int] = []
         self._size = graph.batch or BATCH
-        for feed in samples.batches(self._size):
+        for feed, count in feeds(samples, graph.batch, BATCH):
             self._batches.append({name: self._codes(name, feed[name]) for name in graph.input_names})
+            self._counts.append(count)
 
     def __len__(self) -> int:
         """How many batches there are."""
@@ -80,7 +83,7 @@ class Stream:
 
     def value(self, batch: int, tensor: str) -> NDArray:
         """A tensor in front of the next piece: its codes where the stream simulates its grid."""
-        return self._batches[batch][tensor]
+        return self._of_samples(batch, self._batches[batch][tensor])
 
     def step(self, head: Head | None = None, tap: str = "", watch: Watch | None = None) -> None:
         """Feed every batch through the next piece; `head` stands in for its first node.
@@ -96,12 +99,19 @@ class Stream:
                 feed = {value.name: carried[value.name.removesuffix(CODES)] for value in session.get_inputs()}
                 results = dict(zip(names, session.run(names, feed), strict=True))
                 if watch is not None:
-                    watch(i, results[self._raw(tap)])
+                    watch(i, self._of_samples(i, results[self._raw(tap)]))
                 carried.update({name: results[self._fed(name)] for name in kept})
         for carried in self._batches:
             for name in [name for name in carried if self._last_read.get(name, -1) <= self._next]:
                 del carried[name]
         self._next += 1
+
+    def _of_samples(self, batch: int, value: NDArray) -> NDArray:
+        """What a batch's samples have of a tensor, without what fills up a fixed batch."""
+        fixed = self._graph.batch
+        if fixed is None or self._counts[batch] == fixed or len(value) % fixed:
+            return value
+        return value[: len(value) // fixed * self._counts[batch]]
 
     def _session(
         self, piece: Sequence[onnx.NodeProto], outputs: Sequence[str], tap: str, head: Head | None

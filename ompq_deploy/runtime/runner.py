@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ompq_deploy.artifacts import Float32, PreparedGraph, Samples
-from ompq_deploy.errors import BadInput
+from ompq_deploy.graph.part import returning
 from ompq_deploy.runtime import sessions
+from ompq_deploy.runtime.batches import by_sample, feeds, not_by_sample, size_of
 
 BATCH = 16
 ORT_FAILURES = (
@@ -76,38 +76,8 @@ def run_batches(
         batch = [by_sample(value, size_of(feed), name)[:count] for name, value in zip(tensors, values, strict=True)]
         for name, value in zip(tensors, batch, strict=True):
             if shapes.setdefault(name, value.shape[1:]) != value.shape[1:]:
-                raise _not_by_sample(name, "has another shape for other samples")
+                raise not_by_sample(name, "has another shape for other samples")
         yield batch
-
-
-def by_sample(value: NDArray[Any], size: int, name: str) -> NDArray[Any]:
-    """`value` of a run of `size` samples with the samples on axis 0: that axis is split off where it holds more."""
-    if value.ndim and len(value) == size:
-        return value
-    if value.ndim and len(value) % size == 0:
-        return value.reshape(size, len(value) // size, *value.shape[1:])
-    raise _not_by_sample(name, f"is {value.shape} for {size} samples")
-
-
-def size_of(feed: Mapping[str, Sized]) -> int:
-    """The number of samples in a feed."""
-    return len(next(iter(feed.values())))
-
-
-def select(samples: Samples, rows: NDArray[np.int64]) -> Samples:
-    """Some of the samples, by their places."""
-    labels = None if samples.labels is None else samples.labels[rows]
-    return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
-
-
-def returning(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """A copy of `model` whose outputs are `tensors`."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.output[:]
-    known = {value.name: value for value in (*model.graph.output, *model.graph.value_info, *model.graph.input)}
-    result.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in tensors)
-    return result
 
 
 def with_weights(graph: PreparedGraph, weights: Mapping[str, Float32]) -> onnx.ModelProto:
@@ -119,22 +89,3 @@ def with_weights(graph: PreparedGraph, weights: Mapping[str, Float32]) -> onnx.M
         if tensor.name in names:
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights[names[tensor.name]], tensor.name))
     return model
-
-
-def feeds(samples: Samples, fixed: int | None, batch: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-    """Consecutive feeds and how many samples of each are new: a fixed batch is filled up with the last sample."""
-    size = fixed or batch
-    for start_at in range(0, len(samples), size):
-        rows = np.arange(start_at, min(start_at + size, len(samples)))
-        count = len(rows)
-        if fixed:
-            rows = np.concatenate([rows, np.full(fixed - count, rows[-1])])
-        yield {name: array[rows] for name, array in samples.inputs.items()}, count
-
-
-def _not_by_sample(name: str, how: str) -> BadInput:
-    return BadInput(
-        f"the output {name!r} {how}, so that two versions of the model cannot be compared sample by sample",
-        where="the model's outputs",
-        fix="cut off the post-processing that selects, such as NonMaxSuppression, and plan with --metric orm till then",
-    )

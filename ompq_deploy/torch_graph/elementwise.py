@@ -84,11 +84,6 @@ def folder(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor
     return lambda *tensors: reduce(function, tensors)
 
 
-def unary(function: Callable[..., Tensor], **renamed: str) -> Callable[..., Tensor]:
-    """An activation whose ONNX attributes are keyword arguments of the torch function under other names."""
-    return lambda x, **settings: function(x, **{renamed[name]: value for name, value in settings.items()})
-
-
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     return torch.clamp(alpha * x + beta, 0, 1)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ompq_deploy.graph.pads import transposed_pads
+from ompq_deploy.graph.pads import ceil_ends, transposed_pads
 from ompq_deploy.graph.resampling import Taps, resized, scaled_length
 from ompq_deploy.torch_graph.movement import pad_axis
 
@@ -63,8 +63,11 @@ def average_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0, cou
                  strides: Sequence[int] = ()) -> Tensor:  # fmt: skip
     """Sums over padded windows, divided by how many of their elements count."""
     rank = x.ndim - 2
-    strides = tuple(strides) or (1,) * rank
-    before, after = padding(x.shape[2:], kernel_shape, strides, (1,) * rank, pads, auto_pad)
+    strides, dilations = tuple(strides) or (1,) * rank, tuple(dilations) or (1,) * rank
+    before, after = padding(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
+    if any(dilation > 1 for dilation in dilations):
+        beyond = ceil_ends(kernel_shape, strides, dilations, (*before, *after), x.shape[2:]) if ceil_mode else after
+        return _dilated_average(x, kernel_shape, strides, dilations, before, after, beyond, bool(count_include_pad))
     pool = AVERAGE_POOLS[rank]
     mean = pool(pad_spatial(x, before, after), tuple(kernel_shape), strides, 0, bool(ceil_mode))
     if count_include_pad or not any((*before, *after)):
@@ -73,6 +76,32 @@ def average_pool(x: Tensor, *, auto_pad: str = "NOTSET", ceil_mode: int = 0, cou
         pad_spatial(torch.ones_like(x[:1, :1]), before, after), tuple(kernel_shape), strides, 0, bool(ceil_mode)
     )
     return mean / counted
+
+
+def _dilated_average(
+    x: Tensor,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    before: Sequence[int],
+    after: Sequence[int],
+    beyond: Sequence[int],
+    padding_counts: bool,
+) -> Tensor:
+    """The average over windows with gaps, which torch's pools do not know. Windows reach `beyond` at the end, where no
+    element counts; those of the padding `after` do if `padding_counts`."""
+    further = tuple(b - a for b, a in zip(beyond, after, strict=True))
+    zeros = (0,) * len(kernel)
+    elements = pad_spatial(torch.ones_like(x[:1, :1]), before, after, float(padding_counts))
+
+    def sums(padded: Tensor) -> Tensor:
+        channels = padded.shape[1]
+        taps = torch.ones(channels, 1, *kernel, dtype=x.dtype, device=x.device)
+        return CONVOLUTIONS[len(kernel)](
+            pad_spatial(padded, zeros, further), taps, None, tuple(strides), 0, tuple(dilations), channels
+        )
+
+    return sums(pad_spatial(x, before, after)) / sums(elements)
 
 
 def global_average_pool(x: Tensor) -> Tensor:

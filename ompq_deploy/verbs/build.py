@@ -15,7 +15,6 @@ from ompq_deploy.files.plan_file import check_plan_fits
 from ompq_deploy.finish import ENGINE_FILE, ENGINE_RECORD
 from ompq_deploy.onnx_files import QDQ_FILE, TENSORRT_FILE
 from ompq_deploy.pipeline import read_integers
-from ompq_deploy.prepare import load_model
 from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.verbs.earlier import must_have_written, read_plan
 from ompq_deploy.verbs.renewal import commit_stage
@@ -24,8 +23,7 @@ from ompq_deploy.verbs.renewal import commit_stage
 def write_engine(folder: Path, target: str, model: Path | None, listener: Listener | None = None) -> dict[str, Any]:
     """The verb `build`: the engine of a folder that holds an earlier run; its record.
 
-    The graph it is built from is made of the Q/DQ file's integers where it is missing. The verdict on the files before
-    is removed.
+    The graph it is built from is made anew of the Q/DQ file's integers. The verdict on the files before is removed.
     """
     watch = Stopwatch(listener)
     backend = find_backend(target)
@@ -38,10 +36,9 @@ def write_engine(folder: Path, target: str, model: Path | None, listener: Listen
             must_have_written(folder, document, (QDQ_FILE,))
             quantized = read_integers(folder, graph, plan)
         with watch.stage("engine"):
-            source = folder / TENSORRT_FILE
-            if not source.exists():
-                source = out.write_model(TENSORRT_FILE, tensorrt_graph(quantized))
-            engine = build_engine(load_model(source), backend)
+            source = tensorrt_graph(quantized)
+            out.write_model(TENSORRT_FILE, source)
+            engine = build_engine(source, backend)
             record = engine_record(engine, quantized, backend)
             out.write(ENGINE_FILE, engine.plan)
             out.write_json(ENGINE_RECORD, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from ompq_deploy.planning.choice import choose_losses, refines
 from ompq_deploy.planning.pareto import front, front_document
 from ompq_deploy.report.front import front_svg
 from ompq_deploy.runtime.timing import Listener, Stopwatch
-from ompq_deploy.settings import PlanSettings
+from ompq_deploy.settings import SOLVERS, PlanSettings
+
+EXACT = SOLVERS[0]
+"""The solver of all points of a front; the published ones have no proof of it."""
 
 
 def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: Listener | None = None) -> dict[str, Any]:
@@ -26,8 +30,11 @@ def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: List
             where=str(folder),
             fix="give another --out, or remove that run first",
         )
+    watch = Stopwatch(listener)
     with OutputFolder(folder) as out:
-        planned = make_plan(model, settings, Stopwatch(listener), quantizing=False)
+        with watch.stage("prepare"):
+            calibrated = calibrated_graph(model, settings)
+        planned = make_plan(calibrated, settings, watch, quantizing=False)
         write_plan_files(out, planned.document)
     return planned.document
 
@@ -39,10 +46,18 @@ def write_pareto(
 
     Under the metric `auto` the contest is held once, at half the range, and its winner scores the whole front.
     """
+    if settings.size_of == "engine":
+        raise BadInput(
+            "the front is over sizes known before an engine is built",
+            where="--size-of engine",
+            fix="count the file, the weights, or as the paper does",
+        )
+    settings = replace(settings, solver=EXACT)
     watch = Stopwatch(listener)
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            graph, samples, _ = calibrated_graph(model, settings)
+            calibrated = calibrated_graph(model, settings)
+            graph, samples = calibrated.graph, calibrated.samples
             problem = allocation(graph, settings)
         with watch.stage("capture"):
             captured = run_capture(graph, samples, settings, histograms=refines(settings))

@@ -56,11 +56,14 @@ def commit_stage(
 
 
 def recorded_engine(folder: Path, document: dict[str, Any]) -> dict[str, Any] | None:
-    """engine.json, where it is the one that plan.json locks."""
+    """engine.json, where it is the one that plan.json locks, and can be read."""
     path, locked = folder / ENGINE_RECORD, document.get("files", {}).get(ENGINE_RECORD)
     if not path.exists() or sha256_of(path) != locked:
         return None
-    record: dict[str, Any] = json.loads(path.read_text())
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        return None
     return record
 
 

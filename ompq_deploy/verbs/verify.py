@@ -12,7 +12,8 @@ from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import DYADIC
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_reader import read_qdq
-from ompq_deploy.files.grids_file import read_wide_grids
+from ompq_deploy.export.tensorrt.graph import tensorrt_graph
+from ompq_deploy.files.grids_file import read_symmetric_grids, read_wide_grids
 from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits, load_plan
@@ -31,7 +32,7 @@ from ompq_deploy.verify.engine_outputs import (
     read_dump,
 )
 from ompq_deploy.verify.files import check_calibration, check_engine, check_files, check_grids, check_integers
-from ompq_deploy.verify.rebuilt import check_rebuilt, integer_owners, qdq_owners
+from ompq_deploy.verify.rebuilt import check_rebuilt, float_owners, integer_owners, qdq_owners
 from ompq_deploy.verify.verdict import Check, not_compared, verdict_failures
 
 
@@ -42,6 +43,7 @@ def verify_folder(
     listener: Listener | None = None,
     *,
     calib: Path | None = None,
+    threads: int = 0,
 ) -> dict[str, Any]:
     """The verb `verify`: the files of an earlier run, checked against its plan and compared; the new verify.json.
 
@@ -62,7 +64,11 @@ def verify_folder(
             check_plan_fits(plan, recorded, graph, folder / PLAN_FILE)
             models = {name: load_model(folder / name) for name in needed}
             integer, qdq = models[INTEGER_FILE], models[QDQ_FILE]
-            quantized = replace(read_qdq(qdq, graph, plan), wide_grids=read_wide_grids(folder, graph))
+            quantized = replace(
+                read_qdq(qdq, graph, plan),
+                wide_grids=read_wide_grids(folder, graph),
+                calibrated_symmetric=read_symmetric_grids(folder, graph),
+            )
             program = lower(quantized, recorded.get("arithmetic", DYADIC))
             checks += [
                 check_integers(quantized, recorded),
@@ -70,7 +76,10 @@ def verify_folder(
                 check_rebuilt(QDQ_FILE, qdq, qdq_model(quantized), qdq_owners(graph)),
                 check_rebuilt(INTEGER_FILE, integer, integer_model(program), integer_owners(program)),
             ]
-            verdict = verify(program, integer, qdq, samples)
+            if (folder / TENSORRT_FILE).exists():
+                found = load_model(folder / TENSORRT_FILE)
+                checks.append(check_rebuilt(TENSORRT_FILE, found, tensorrt_graph(quantized), float_owners(graph)))
+            verdict = verify(program, integer, qdq, samples, threads=threads)
         except (BadInput, GateFailed) as e:
             unlike = Check(name="comparison", passed=False, detail=f"these are not the files of this plan: {e.what}")
             return verdict_document(not_compared(*checks, unlike)) | {"engine_outputs": []}

@@ -23,7 +23,9 @@ from ompq_deploy.export.integer.check import float_tensors_inside
 from ompq_deploy.export.integer.emit import accumulator, storage_zero, stored
 from ompq_deploy.export.integer.program import IntegerProgram, leaves_accumulator, leaves_integers
 from ompq_deploy.export.qdq_names import QdqNames
-from ompq_deploy.runtime.runner import ORT_FAILURES, returning, start
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.part import returning
+from ompq_deploy.runtime.runner import ORT_FAILURES, start
 from ompq_deploy.simulator import ProgramRun, run_program
 from ompq_deploy.verify.endings import EndingTally, compared_endings, endings_check
 from ompq_deploy.verify.rounding import Rounded, most_by_chance, rounded_before
@@ -33,6 +35,9 @@ from ompq_deploy.verify.verdict import Check, Departure, LayerVerdict, Verdict
 MAX_DIFFERENT = 0.01
 """Of the results that are rounded once: those close to a tie, since fp32 carries 24 bits and M 31. Real networks have
 0.0001 and less. They differ by one step."""
+
+MOST_NUMBERS = 2**25
+"""Numbers of all tensors of the samples that run at a time; each is held several times, 29 bytes in all."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -44,6 +49,7 @@ def verify(
     samples: Samples,
     *,
     max_samples: int = 4,
+    threads: int = 0,
 ) -> Verdict:
     """Run all three on up to `max_samples` samples and compare.
 
@@ -53,8 +59,8 @@ def verify(
     """
     grids, names = program.graph.activations, QdqNames(program.graph)
     endings = {name: EndingTally() for name in compared_endings(program)}
-    integer_session = _session(integer_model, _integer_tensors(program))
-    qdq_session = _session(qdq_model, [*map(names.quantized, grids), *map(names.tensor, endings)])
+    integer_session = _session(integer_model, _integer_tensors(program), threads)
+    qdq_session = _session(qdq_model, [*map(names.quantized, grids), *map(names.tensor, endings)], threads)
     forced, free = ({name: Tally() for name in grids} for _ in range(2))
     against_reference = {step: Tally() for step in _steps(program)}
     outputs: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {name: [] for name in program.graph.output_names}
@@ -196,8 +202,10 @@ def _relative_difference(pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> floa
 
 
 def _feeds(samples: Samples, program: IntegerProgram, max_samples: int) -> list[Arrays]:
-    """Whole batches of about `max_samples` samples; a fixed batch larger than the data repeats it."""
-    size = program.graph.batch or min(max_samples, len(samples))
+    """Whole batches of about `max_samples` samples, smaller ones where the graph's tensors are large; a fixed batch
+    larger than the data repeats it."""
+    room = max(MOST_NUMBERS // max(GraphIndex(program.graph.model).computed_numbers, 1), 1)
+    size = program.graph.batch or min(max_samples, len(samples), room)
     batches = max(1, min(max_samples, len(samples)) // size)
     rows = np.arange(batches * size) % len(samples)
     return [
@@ -206,11 +214,11 @@ def _feeds(samples: Samples, program: IntegerProgram, max_samples: int) -> list[
     ]
 
 
-def _session(model: onnx.ModelProto, exposed: list[str]) -> ort.InferenceSession:
+def _session(model: onnx.ModelProto, exposed: list[str], threads: int) -> ort.InferenceSession:
     """A session that also returns the tensors `exposed`."""
     wanted = returning(model, list(dict.fromkeys([*(value.name for value in model.graph.output), *exposed])))
     try:
-        return start(wanted)
+        return start(wanted, threads)
     except ORT_FAILURES as e:
         raise _cannot_run(e) from e
 

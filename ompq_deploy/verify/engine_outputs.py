@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from ompq_deploy.artifacts import PreparedGraph, Samples
 from ompq_deploy.calib.input_spec import InputSpec, input_specs
 from ompq_deploy.errors import BadInput
-from ompq_deploy.runtime.runner import by_sample, run_model
+from ompq_deploy.runtime.batches import by_sample
+from ompq_deploy.runtime.runner import run_model
 from ompq_deploy.verify.verdict import Check
 
 MIN_SQNR_DB = 20.0

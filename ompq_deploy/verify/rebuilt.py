@@ -45,6 +45,12 @@ def qdq_owners(graph: PreparedGraph) -> Owners:
     return owners
 
 
+def float_owners(graph: PreparedGraph) -> Owners:
+    """Of the tensors of a file that keeps the names of the float model."""
+    made = {name: node.name for node in graph.model.graph.node for name in node.output if name}
+    return {name: name for name in graph.input_names} | made
+
+
 def integer_owners(program: IntegerProgram) -> Owners:
     """Of the tensors of an integer-only file."""
     owners = {stored(name): name for name in program.inputs}

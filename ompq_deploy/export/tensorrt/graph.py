@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import QuantizedGraph, QuantizedLayer
 from ompq_deploy.export.tensorrt.half import to_half
-from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex, reads
 from ompq_deploy.graph.placement import CLAMPS, RESCALES, grid_tensor, place_activations
 from ompq_deploy.numerics import pack_bits
 
@@ -63,7 +63,7 @@ def tensorrt_graph(quantized: QuantizedGraph, *, high_precision: str = "fp32") -
     writer = _Writer(quantized)
     del model.graph.node[:]
     model.graph.node.extend(writer.nodes())
-    used = {name for node in model.graph.node for name in node.input} | set(quantized.graph.output_names)
+    used = {name for node in model.graph.node for name in reads(node)} | set(quantized.graph.output_names)
     kept = [t for t in model.graph.initializer if t.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend([*kept, *writer.initializers.values()])

@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import onnx
-
 from ompq_deploy.artifacts import PreparedGraph
 from ompq_deploy.evaluate.head_search import compared_tensors
-from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex, reads
+from ompq_deploy.graph.part import without_dead_nodes
 
 MOST_LAYERS = 12
 JOINED = 4
@@ -77,19 +76,20 @@ class _Cuts:
         self._index = index
         self._batch = graph.batch
         self._returned = compared_tensors(graph)
-        self._nodes = _needed(index, self._returned)
+        self._nodes = without_dead_nodes(index.graph.node, self._returned)
         self.count = len(self._nodes)
         layer_of = {node: i for i, layer in enumerate(graph.layers) for node in layer.nodes}
         self._layer = [layer_of.get(node.name) for node in self._nodes]
-        floats = _floats(graph)
-        last_read = {name: i for i, node in enumerate(self._nodes) for name in node.input}
+        last_read = {name: i for i, node in enumerate(self._nodes) for name in reads(node)}
         made = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
         made |= dict.fromkeys(graph.input_names, -1)
         self.live: list[frozenset[str]] = [
             frozenset(name for name, i in made.items() if i < p <= last_read.get(name, -1))
             for p in range(self.count + 1)
         ]
-        self._allowed = [all(name in floats and self._samples_first(name) for name in live) for live in self.live]
+        self._allowed = [
+            all(name in index.float_tensors and self._samples_first(name) for name in live) for live in self.live
+        ]
 
     def region(self, start: int) -> int | None:
         """Where the region that begins at `start` ends, or None."""
@@ -125,7 +125,7 @@ class _Cuts:
     def block(self, start: int, stop: int) -> Block:
         nodes = self._nodes[start:stop]
         made = [name for node in nodes for name in node.output if name]
-        read = {name for node in nodes for name in node.input}
+        read = {name for node in nodes for name in reads(node)}
         earlier = {i for i in self._layer[:start] if i is not None}
         layers = [i for i in self._layer[start:stop] if i is not None and i not in earlier]
         kept = self.live[stop] | set(self._returned)
@@ -156,19 +156,3 @@ class _Cuts:
     def _samples_first(self, name: str) -> bool:
         shape = self._index.shapes.get(name, ())
         return len(shape) > 0 and shape[0] == self._batch
-
-
-def _needed(index: GraphIndex, returned: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes that lead to `returned`, in order."""
-    wanted = set(returned)
-    kept = []
-    for node in reversed(index.graph.node):
-        if not wanted.isdisjoint(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]
-
-
-def _floats(graph: PreparedGraph) -> set[str]:
-    values = (*graph.model.graph.value_info, *graph.model.graph.input, *graph.model.graph.output)
-    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
