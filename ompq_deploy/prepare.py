@@ -163,6 +163,7 @@ def canonicalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         changed |= split_einsum(graph) | plain_products(graph) | fuse_pad_into_pool(graph)
         changed |= fuse_linear(graph) | fuse_layer_norm(graph) | fold_dimensions(graph)
         ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+        changed |= drop_identities(graph)
     _quiet_deduplication(graph)
     ir_passes.RemoveUnusedNodesPass()(graph)
     ir_passes.TopologicalSortPass()(graph)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.passes.bound_masks import MASKED
@@ -38,11 +39,22 @@ def attention(value: float, how: str = "add") -> onnx.ModelProto:
     if how == "moved":
         apart = g.node("Unsqueeze", [scores, g.constant(np.array([1]), "one")], "apart")
         scores = g.node("Squeeze", [apart, g.constant(np.array([1]), "one_again")], "together")
-    mixed = g.node("MatMul", [g.node("Softmax", [scores], "softmax", axis=-1), v], "mixed")
+    shares = g.node("Softmax", [scores], "softmax", axis=-1)
+    if how == "guarded":
+        undefined = g.node("IsNaN", [shares], "undefined")
+        shares = g.node("Where", [undefined, g.constant(np.float32(0), "nothing"), shares], "guarded")
+    mixed = g.node("MatMul", [shares, v], "mixed")
     return g.model(["N", TOKENS, WIDTH], g.node("MatMul", [mixed, weights["O"]], "o"), ["N", TOKENS, WIDTH])
 
 
-CASES = [(-np.inf, "add"), (LOWEST, "add"), (-1e4, "moved"), (-np.inf, "where"), (-1e9, "where not")]
+CASES = [
+    (-np.inf, "add"),
+    (LOWEST, "add"),
+    (-1e4, "moved"),
+    (-np.inf, "where"),
+    (-1e9, "where not"),
+    (-np.inf, "guarded"),
+]
 
 
 @pytest.mark.parametrize(("value", "how"), CASES)
@@ -76,3 +88,14 @@ def test_a_sum_that_others_read_stays(tmp_path: Path) -> None:
     assert_equivalent(path, graph)
     index = GraphIndex(graph.model)
     assert index.constant(index.nodes["masked"].input[1]).min() < MASKED
+
+
+def test_a_guard_stays_where_a_computed_mask_may_hide_a_whole_row(tmp_path: Path) -> None:
+    model = attention(-np.inf, "guarded")
+    (added,) = (node for node in model.graph.node if node.name == "masked")
+    place = list(model.graph.node).index(added)
+    model.graph.node.insert(place, helper.make_node("Log", ["positive"], ["computed"], name="log"))
+    model.graph.node.insert(place, helper.make_node("Relu", [added.input[0]], ["positive"], name="relu"))
+    added.input[1] = "computed"
+    graph = prepare(models.save(model, tmp_path / "m.onnx"))
+    assert "IsNaN" in {node.op_type for node in graph.model.graph.node}

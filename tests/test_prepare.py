@@ -685,10 +685,81 @@ def test_what_is_computed_alike_for_every_sample_is_a_constant(tmp_path: Path) -
     assert_equivalent(path, graph)
 
 
+def queries_of_all_samples() -> onnx.ModelProto:
+    """Learned queries, expanded over the batch and projected by a layer, look up tokens; a mask of all samples."""
+    g = models.GraphBuilder()
+    weights = {n: g.constant(g.random.standard_normal((8, 8)).astype(np.float32) / 3, n) for n in ("Q", "K", "V")}
+    ints = {"zero": [0], "one": [1], "rest": [4, 8], "alone": [1, 4, 6]}
+    zero, one, rest, alone = (g.constant(np.array(value, np.int64), name) for name, value in ints.items())
+    batch = g.node("Slice", [g.node("Shape", ["x"], "shape"), zero, one], "batch")
+    learned = g.constant(g.random.standard_normal((1, 4, 8)).astype(np.float32), "learned")
+    queries = g.node("Expand", [learned, g.node("Concat", [batch, rest], "size", axis=0)], "queries")
+    seen = g.constant(g.random.standard_normal((4, 6)).astype(np.float32), "seen")
+    repeats = g.node("Concat", [batch, one, one], "repeats", axis=0)
+    mask = g.node("Tile", [g.node("Reshape", [seen, alone], "mask_rows"), repeats], "mask")
+    q, k, v = (g.node("MatMul", [a, weights[n]], n.lower()) for n, a in (("Q", queries), ("K", "x"), ("V", "x")))
+    scores = g.node("MatMul", [q, g.node("Transpose", [k], "turned", perm=[0, 2, 1])], "scores")
+    shares = g.node("Softmax", [g.node("Add", [scores, mask], "masked")], "softmax", axis=-1)
+    return g.model(["N", 6, 8], g.node("MatMul", [shares, v], "mixed"), ["N", 4, 8])
+
+
+def test_queries_and_masks_of_all_samples_are_those_of_one(tmp_path: Path) -> None:
+    path = models.save(queries_of_all_samples(), tmp_path / "m.onnx")
+    graph = prepare(path)
+    operators = [node.op_type for node in graph.model.graph.node]
+    assert not {"Shape", "Expand", "Tile", "Concat"} & set(operators)
+    assert [layer.name for layer in graph.layers] == ["k", "v"]
+    assert_equivalent(path, graph)
+
+
 def test_what_differs_by_the_sample_is_computed(tmp_path: Path) -> None:
     path = models.save(model_with_mask(by_sample=True), tmp_path / "m.onnx")
     graph = prepare(path)
     assert "CumSum" in {node.op_type for node in graph.model.graph.node}
+    assert_equivalent(path, graph)
+
+
+def test_parts_of_a_constant_are_weights(tmp_path: Path) -> None:
+    """As exporters write the projections of an attention: one weight, split."""
+    g = models.GraphBuilder()
+    whole = g.constant(g.random.standard_normal((12, 4)).astype(np.float32), "in_proj")
+    sizes = g.constant(np.array([4, 8], np.int64), "sizes")
+    g.nodes.append(helper.make_node("Split", [whole, sizes], ["first", "others"], name="split", axis=0))
+    g.nodes.append(helper.make_node("Split", ["others"], ["second", "third"], name="halves", axis=0, num_outputs=2))
+    y = "x"
+    for name in ("first", "second", "third"):
+        y = g.node("MatMul", [y, g.node("Transpose", [name], f"{name}_turned", perm=[1, 0])], f"{name}_product")
+    path = models.save(g.model(["N", 5, 4], y, ["N", 5, 4], opset=18), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [layer.name for layer in graph.layers] == ["first_product", "second_product", "third_product"]
+    assert_equivalent(path, graph)
+
+
+def test_padding_by_nothing_is_nothing(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    weights = [g.constant(g.random.standard_normal((5, 5)).astype(np.float32), name) for name in ("A", "B")]
+    nothing = g.constant(np.zeros(6, np.int64), "nothing")
+    padded = g.node("Pad", [g.node("MatMul", ["x", weights[0]], "first"), nothing], "padded")
+    model = g.model(["N", 4, 5], g.node("MatMul", [padded, weights[1]], "second"), ["N", 4, 5])
+    path = models.save(model, tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node] == ["MatMul", "MatMul"]
+    assert_equivalent(path, graph)
+
+
+def test_the_shape_of_some_axes_is_known(tmp_path: Path) -> None:
+    """The batch and the number of rows, of which the second is fixed."""
+    g = models.GraphBuilder()
+    some = g.node("Shape", ["x"], "shape", start=0, end=3)
+    rows = g.node("Gather", [some, g.constant(np.array([2]), "two")], "rows")
+    batch = g.node("Gather", [some, g.constant(np.array([0]), "zero")], "batch")
+    size = g.node("Concat", [batch, rows, g.constant(np.array([-1]), "rest")], "size", axis=0)
+    moved = g.node("Reshape", [g.conv("x", "layer", 3, 4), size], "moved")
+    weight = g.constant(g.random.standard_normal((20, 6)).astype(np.float32), "weight")
+    model = g.model(["N", 3, 4, 5], g.node("MatMul", [moved, weight], "last"), ["N", 4, 6])
+    path = models.save(model, tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node].count("Gather") <= 1
     assert_equivalent(path, graph)
 
 

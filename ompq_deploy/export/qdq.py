@@ -50,7 +50,7 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
             layer = by_node[node.name]
             copy.input[1] = names.dequantized(layer.layer.weight)
             grid = layer_grid(index, graph.activations, node.input[0])
-            if grid != node.input[0] and index.producer[node.input[0]].op_type == "Flatten":
+            if grid != node.input[0] and (node.op_type == "MatMul" or _is_flattened(index, node.input[0])):
                 copy.input[0] = writer.repeat_grid(node.input[0], grid)
             writer.add_layer(copy, layer, grid)
         else:
@@ -78,6 +78,10 @@ def qdq_model(quantized: QuantizedGraph) -> onnx.ModelProto:
         producer_name=PRODUCER,
         ir_version=graph.model.ir_version,
     )
+
+
+def _is_flattened(index: GraphIndex, tensor: str) -> bool:
+    return index.producer[tensor].op_type == "Flatten"
 
 
 def _read_elsewhere(node: onnx.NodeProto, name_of: Callable[[str], str], inner: frozenset[str] = frozenset()) -> None:
@@ -145,7 +149,8 @@ class _Writer:
         """A tensor whose values were moved from the one named `grid`, behind a Q/DQ pair of its own.
 
         The pair changes no value, but onnxruntime computes a layer in integers only where its input comes from one. It
-        carries the pair behind Reshape and Transpose by itself, and not behind Flatten.
+        carries the pair behind Reshape and Transpose by itself, and not behind Flatten, Pad or Slice; there it rounds
+        the input of a MatMul once more (`sessions.FLOAT_PRODUCTS`).
         """
         if self.names.dequantized(name) not in self._paired:
             self._add_pair(name, grid)

@@ -2,6 +2,7 @@
 
     Softmax(x + A)                 Softmax(x + max(A, MASKED))
     Softmax(Where(C, x, a))        Softmax(x + A),  A = 0 where C holds, else MASKED          if a <= MASKED
+    Where(IsNaN(s), 0, s)          s,  a Softmax whose masks are bounded: only a row of -inf alone gives NaN
 
 A, C and a are constants, and x may be moved before and after. Exporters write -inf, the lowest float32 or -10^9, on
 whose grid every score would be zero.
@@ -17,6 +18,8 @@ from onnx import numpy_helper
 from ompq_deploy.graph.index import GraphIndex, unused_name
 from ompq_deploy.graph.placement import moves_values
 
+FINITE = frozenset(("Div", "MatMul", "Mul"))
+"""What makes scores that no mask has been added to."""
 MASKED = -256.0
 """A score that much lower has the probability 0 in float32, unless it was 150 above all others."""
 
@@ -25,9 +28,29 @@ def bound_masks(model: onnx.ModelProto) -> None:
     """Rewrite in place what only a Softmax reads, moved or not."""
     index = GraphIndex(model)
     for softmax in [node for node in model.graph.node if node.op_type == "Softmax"]:
-        scores: str | None = softmax.input[0]
-        while scores is not None and index.only_consumer(scores) is not None and scores in index.producer:
-            scores = _behind(model, index, index.producer[scores])
+        scores = softmax.input[0]
+        while index.only_consumer(scores) is not None and scores in index.producer:
+            behind = _behind(model, index, index.producer[scores])
+            if behind is None:
+                break
+            scores = behind
+        if scores in index.producer and index.producer[scores].op_type in FINITE:
+            _drop_nan_guard(model, index, softmax.output[0])
+
+
+def _drop_nan_guard(model: onnx.ModelProto, index: GraphIndex, result: str) -> None:
+    """Have what reads Where(IsNaN(result), constant, result) read `result` itself."""
+    for guard in index.consumers(result):
+        if guard.op_type != "Where" or guard.input[2] != result or guard.output[0] in index.outputs:
+            continue
+        test = index.producer.get(guard.input[0])
+        if test is None or test.op_type != "IsNaN" or test.input[0] != result or not index.is_constant(guard.input[1]):
+            continue
+        for reader in index.consumers(guard.output[0]):
+            reader.input[:] = [result if name == guard.output[0] else name for name in reader.input]
+        model.graph.node.remove(guard)
+        if index.only_consumer(test.output[0]) is guard:
+            model.graph.node.remove(test)
 
 
 def _behind(model: onnx.ModelProto, index: GraphIndex, node: onnx.NodeProto) -> str | None:

@@ -1,4 +1,4 @@
-"""Remove the Identity nodes of the main graph.
+"""Remove the nodes of the main graph that hand on what they read: Identity, and Pad by nothing.
 
 Those in branches stay: there an Identity may be what makes a tensor of the graph around it the branch's result.
 """
@@ -12,7 +12,7 @@ def drop_identities(model: ir.Model) -> bool:
     """Remove in place; True if anything changed. One between two values that both must keep their names stays."""
     changed = False
     for node in list(model.graph):
-        if node.op_type != "Identity" or node.domain:
+        if not _hands_on(node):
             continue
         source, result = node.inputs[0], node.outputs[0]
         if source is None or (result.is_graph_output() and _keeps_its_name(source)):
@@ -25,6 +25,13 @@ def drop_identities(model: ir.Model) -> bool:
         model.graph.remove(node, safe=True)
         changed = True
     return changed
+
+
+def _hands_on(node: ir.Node) -> bool:
+    if node.op_type == "Pad" and not node.domain:
+        pads = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+        return pads is not None and not pads.numpy().any()
+    return node.op_type == "Identity" and not node.domain
 
 
 def _keeps_its_name(value: ir.Value) -> bool:

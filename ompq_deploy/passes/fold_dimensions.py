@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.graph.index import GraphIndex, attributes
 from ompq_deploy.passes.fixed_sizes import Shapes, fixed_sizes
 
 UNKNOWN = -1
@@ -55,10 +55,13 @@ def _known_value(index: GraphIndex, shapes: Shapes, node: onnx.NodeProto | None)
 
 def _sizes(shapes: Shapes, node: onnx.NodeProto | None) -> NDArray[np.int64] | None:
     """The result of a Shape node, UNKNOWN for symbolic axes."""
-    if node is None or node.op_type != "Shape" or node.attribute:
+    if node is None or node.op_type != "Shape":
         return None
-    shape = shapes.get(node.input[0])
-    return None if shape is None else np.array([UNKNOWN if size is None else size for size in shape], np.int64)
+    shape, settings = shapes.get(node.input[0]), attributes(node)
+    if shape is None:
+        return None
+    sizes = np.array([UNKNOWN if size is None else size for size in shape], np.int64)
+    return sizes[settings.get("start", 0) : settings.get("end")]
 
 
 def _cut(settings: Sequence[int | None]) -> slice:

@@ -1,13 +1,14 @@
 """Replace what is computed from the batch size alone, and is alike for every sample, by a constant of one sample.
 
 Encodings of positions made from a mask of ones (N, H, W), as in DETR and EdgeNeXt, depend on nothing but N. They are
-run on one sample and on two; where the second gives the first twice, and only element-wise operators read it beside a
-tensor of all samples, the first stands for it.
+run on one sample and on two; where the second gives the first twice, and only operators that broadcast read it beside a
+tensor of all samples, the first stands for it. So it is with masks of all samples, and with queries that are learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from ompq_deploy.passes.fixed_sizes import Shapes, fixed_sizes
 from ompq_deploy.runtime.sessions import brief_options, start
 
 MEASURES = frozenset(("Shape", "Size"))
-BROADCASTING = frozenset(("Add", "Div", "Mul", "Sub"))
+BROADCASTING = frozenset(("Add", "Div", "MatMul", "Mul", "Sub"))
 RANDOM = frozenset(("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"))
 TOLERANCE = 1e-6
+OF_ONE = "_of_one"
+"""Added to a tensor's name for its value of one sample."""
 
 
 def fold_repeated(model: onnx.ModelProto) -> None:
@@ -31,38 +34,42 @@ def fold_repeated(model: onnx.ModelProto) -> None:
     shapes = fixed_sizes(model)
     if any(None in shapes.get(value.name, (None, None))[1:] for value in model.graph.input):
         return
-    names = _found(GraphIndex(model), shapes)
+    joins = list(_joins(GraphIndex(model), shapes))
+    names = list(dict.fromkeys(join.tensor for join in joins))
     if not names:
         return
     one, two = (_run(model, names, batch) for batch in (1, 2))
-    folded = [name for name in names if _repeats(one[name], two[name])]
-    model.graph.initializer.extend(numpy_helper.from_array(one[name], name) for name in folded)
-    for node in model.graph.node:
-        node.output[:] = ["" if name in folded else name for name in node.output]
+    constants: dict[str, onnx.TensorProto] = {}
+    for join in joins:
+        name, value = join.tensor, one[join.tensor]
+        if value.ndim == join.rank and _repeats(value, two[name]):
+            constants.setdefault(name, numpy_helper.from_array(value, f"{name}{OF_ONE}"))
+            join.reader.input[:] = [f"{name}{OF_ONE}" if read == name else read for read in join.reader.input]
+    model.graph.initializer.extend(constants.values())
     _remove_unread(model)
 
 
-def _found(index: GraphIndex, shapes: Shapes) -> list[str]:
-    """The tensors (N, ...) made from sizes alone that element-wise operators read beside another tensor (N, ...)."""
-    made: dict[str, None] = {}
+@dataclass(frozen=True)
+class _Join:
+    """A tensor made from sizes alone, and a node that broadcasts it to another tensor (N, ...) of some rank."""
+
+    tensor: str
+    reader: onnx.NodeProto
+    rank: int
+
+
+def _joins(index: GraphIndex, shapes: Shapes) -> Iterator[_Join]:
+    made: set[str] = set()
     for node in index.graph.node:
         read = [name for name in reads(node) if not index.is_constant(name)]
-        from_sizes = bool(read) and all(name in made for name in read) and node.op_type not in RANDOM
+        from_sizes = bool(read) and made.issuperset(read) and node.op_type not in RANDOM
         if node.op_type in MEASURES or from_sizes:
-            made |= dict.fromkeys(node.output)
-    return [name for name in made if shapes.get(name, ())[:1] == (None,) and _joins(index, shapes, name, made)]
-
-
-def _joins(index: GraphIndex, shapes: Shapes, name: str, made: Container[str]) -> bool:
-    """Whether every reader is element-wise, with another tensor of the same shape, which is not made from sizes."""
-    readers = [node for node in index.graph.node if name in reads(node)]
-    others = [other for node in readers for other in node.input if other != name]
-    return (
-        bool(readers)
-        and name not in index.outputs
-        and all(node.op_type in BROADCASTING for node in readers)
-        and all(shapes.get(other) == shapes[name] and other not in made for other in others)
-    )
+            made.update(node.output)
+        elif node.op_type in BROADCASTING and len(made.intersection(read)) == 1:
+            (name,) = made.intersection(read)
+            shape = shapes.get(next(other for other in node.input if other != name), ())
+            if len(shape) > (2 if node.op_type == "MatMul" else 0) and shape[0] is None:
+                yield _Join(name, node, len(shape))
 
 
 def _run(model: onnx.ModelProto, names: list[str], batch: int) -> dict[str, NDArray[Any]]:

@@ -54,6 +54,15 @@ def open_axes(model: onnx.ModelProto) -> list[str]:
     return [name for name, value in _inputs(model).items() if None in _sizes(value)[1:]]
 
 
+def with_fixed_batch(model: onnx.ModelProto) -> str:
+    """The flags that give a model the batch 1; "" where its batch is fixed, or other axes are open."""
+    inputs = {name: _sizes(value) for name, value in _inputs(model).items()}
+    if open_axes(model) or not any(sizes[:1] == (None,) for sizes in inputs.values()):
+        return ""
+    named = {f"{name}:" if len(inputs) > 1 else "": _written((1, *sizes[1:])) for name, sizes in inputs.items()}
+    return " ".join(f"{FLAG} {name}{sizes}" for name, sizes in named.items())
+
+
 def refuse_open_sizes(model: onnx.ModelProto) -> None:
     """Raise BackendMissing where an input has open axes besides the batch: an engine is built for one size."""
     for name in open_axes(model):

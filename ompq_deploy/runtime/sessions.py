@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 ERRORS_ONLY = 3
+FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""A MatMul of stored integers whose other input comes from no Q/DQ pair is computed in float32. By default onnxruntime
+rounds that input to int8 on the way, by its own scale of the moment."""
 LOST_OUTPUT = "Failed to find node output"
 
 
@@ -26,6 +29,7 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = resolved(threads)
+    options.add_session_config_entry(*FLOAT_PRODUCTS)
     return options
 
 

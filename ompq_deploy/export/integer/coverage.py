@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import onnx
 
 from ompq_deploy.errors import BackendMissing
-from ompq_deploy.passes.input_sizes import HINT, open_axes
+from ompq_deploy.passes.input_sizes import HINT, open_axes, with_fixed_batch
+
+FLOAT_BETWEEN = "floating point between integer layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,22 @@ class NotCovered(Exception):
         self.uncovered = Uncovered(name=node.name, op=node.op_type, reason=reason)
 
 
+def _other_batch(model: onnx.ModelProto) -> str:
+    """What a fixed batch may do for a model that leaves it open: what is computed from the batch alone is constant."""
+    shape = with_fixed_batch(model)
+    return f"fix the batch, if it will be one, with {shape}; else " if shape else ""
+
+
 def refuse(uncovered: Iterable[Uncovered], model: onnx.ModelProto) -> BackendMissing:
-    """One error that lists every uncovered node of `model`, by operator and reason."""
+    """One error that lists every uncovered node of `model`, by operator and reason; those last that are only in the way
+    of others."""
     by_kind: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for item in sorted(uncovered, key=lambda item: (item.op, item.reason)):
+    for item in sorted(uncovered, key=lambda item: (item.reason == FLOAT_BETWEEN, item.op, item.reason)):
         by_kind[item.op, item.reason].append(item.name)
     kinds = "; ".join(f"{op} ({len(names)} nodes: {reason})" for (op, reason), names in by_kind.items())
+    otherwise = f"{_other_batch(model)}use --target onnx, or replace or split these operators"
     return BackendMissing(
         f"the integer-only model does not cover: {kinds}",
         where="; ".join(f"{op}: {', '.join(names)}" for (op, _), names in by_kind.items()),
-        fix=HINT if open_axes(model) else "use --target onnx for this model, or replace or split these operators",
+        fix=HINT if open_axes(model) else otherwise,
     )

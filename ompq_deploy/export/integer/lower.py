@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from ompq_deploy.artifacts import Grid, QuantizedGraph
 from ompq_deploy.errors import BadInput
 from ompq_deploy.export.integer.constants import constant_grids, lower_constant
-from ompq_deploy.export.integer.coverage import NotCovered, Uncoveredness, refuse
+from ompq_deploy.export.integer.coverage import FLOAT_BETWEEN, NotCovered, Uncoveredness, refuse
 from ompq_deploy.export.integer.elementwise import (
     lower_arithmetic,
     lower_batch_norm,
@@ -42,7 +42,6 @@ from ompq_deploy.export.integer.table import lower_function
 from ompq_deploy.graph.groups import Group, trace_group
 
 NO_FORM = "no integer form"
-FLOAT_BETWEEN = "floating point between integer layers"
 LOWERERS: dict[str, Callable[[Scope, Group], Operation | tuple[Operation, ...]]] = {
     "Conv": lower_layer,
     "ConvTranspose": lower_layer,
