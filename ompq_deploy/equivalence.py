@@ -20,7 +20,7 @@ from ompq_deploy.capture.fit import running
 from ompq_deploy.errors import OmpqError
 from ompq_deploy.prepare import load_sized
 from ompq_deploy.runtime.batches import feeds
-from ompq_deploy.runtime.runner import ORT_FAILURES, start
+from ompq_deploy.runtime.runner import ORT_FAILURES, start_without_spinning
 
 TOLERANCE = 0.01
 """Folding a BatchNorm moves float32 outputs by less than a thousandth even in deep networks."""
@@ -42,11 +42,11 @@ def refuse_other_function(
     names = list(graph.output_names)
     with running(graph, samples):
         feed, _ = next(feeds(samples, graph.batch, 1))
-        ours = start(graph.model, threads).run(names, feed)
+        ours = start_without_spinning(graph.model, threads).run(names, feed)
     try:
         model, _ = load_sized(graph.source, input_shapes)
         fed = {spec.name: spec.fitted(feed[spec.name]) for spec in input_specs(model)}
-        theirs = start(model, threads).run(names, fed)
+        theirs = start_without_spinning(model, threads).run(names, fed)
     except ORT_FAILURES:
         return
     for name, expected, found in zip(names, theirs, ours, strict=True):

@@ -13,7 +13,7 @@ from ompq_deploy.artifacts import Samples
 from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import OmpqError
 from ompq_deploy.prepare import prepare
-from ompq_deploy.runtime.runner import ORT_FAILURES, start, with_weights
+from ompq_deploy.runtime.runner import ORT_FAILURES, start_without_spinning, with_weights
 from tests import models
 from tests.quantized import inputs
 
@@ -46,5 +46,5 @@ def test_a_file_that_does_not_run_says_nothing(residual_model: Path) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("unknown", 1))
     onnx.save(model, residual_model)
     with pytest.raises(ORT_FAILURES):
-        start(model)
+        start_without_spinning(model)
     refuse_other_function(graph, samples)

@@ -17,7 +17,7 @@ from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import OmpqError
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.prepare import canonicalize, prepare
-from ompq_deploy.runtime.runner import start, with_weights
+from ompq_deploy.runtime.runner import start_without_spinning, with_weights
 from tests import models
 from tests.conftest import Run
 from tests.quantized import inputs
@@ -86,7 +86,7 @@ def test_a_half_network_is_the_float_network_of_its_constants(tmp_path: Path, en
     assert graph.activations == expected.activations
     assert "Cast" not in {node.op_type for node in graph.model.graph.node}
     feed = inputs(expected)
-    ours, theirs = (start(each.model).run(None, feed)[0] for each in (graph, expected))
+    ours, theirs = (start_without_spinning(each.model).run(None, feed)[0] for each in (graph, expected))
     assert np.array_equal(ours, theirs)
 
 
@@ -98,7 +98,7 @@ def test_a_double_network_is_the_float_network_of_its_constants(tmp_path: Path) 
     assert TensorProto.DOUBLE not in every_type(graph.model.graph)
     assert (graph.layers, graph.activations) == (expected.layers, expected.activations)
     feed = inputs(expected)
-    assert np.array_equal(*(start(each.model).run(None, feed)[0] for each in (graph, expected)))
+    assert np.array_equal(*(start_without_spinning(each.model).run(None, feed)[0] for each in (graph, expected)))
 
 
 def test_a_part_in_double_becomes_float(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_branches_and_attributes_are_widened(tmp_path: Path) -> None:
     half = in_half(g.model(["N", 4], chosen, ["N", 4]))
     graph = prepare(models.save(half, tmp_path / "m.onnx"))
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float16)
-    (expected,) = start(half).run(None, {"x": x})
-    (found,) = start(graph.model).run(None, {"x": x.astype(np.float32)})
+    (expected,) = start_without_spinning(half).run(None, {"x": x})
+    (found,) = start_without_spinning(graph.model).run(None, {"x": x.astype(np.float32)})
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=4e-3)
 

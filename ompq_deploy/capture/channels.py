@@ -10,7 +10,7 @@ from ompq_deploy.artifacts import Float64, PreparedGraph, Samples
 from ompq_deploy.capture.fit import running
 from ompq_deploy.graph.part import returning
 from ompq_deploy.runtime.batches import feeds
-from ompq_deploy.runtime.runner import start
+from ompq_deploy.runtime.runner import start_without_spinning
 
 AT_ONCE = 4
 """Samples run at once: all these activations are held together."""
@@ -25,7 +25,7 @@ def channel_ranges(
     """
     found: dict[str, Float64] = {}
     with running(graph, samples):
-        session = start(returning(graph.model, list(axes)), threads)
+        session = start_without_spinning(returning(graph.model, list(axes)), threads)
         for feed, _ in feeds(samples, graph.batch, AT_ONCE):
             for (name, axis), values in zip(axes.items(), session.run(list(axes), feed), strict=True):
                 others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)

@@ -24,7 +24,7 @@ from ompq_deploy.graph.index import GraphIndex, reads
 from ompq_deploy.graph.part import returning
 from ompq_deploy.metrics.rounding import Rounding
 from ompq_deploy.runtime.batches import by_sample, feeds, select, size_of
-from ompq_deploy.runtime.runner import start
+from ompq_deploy.runtime.runner import start_without_spinning
 from ompq_deploy.runtime.timing import Listener, counted, within
 
 MOST_NUMBERS = 2**29
@@ -45,7 +45,9 @@ def output_error(
     index = GraphIndex(graph.model)
     suffixes = [_suffix(index, layer) for layer in graph.layers]
     kept = sorted({name for suffix in suffixes for name in suffix.outer})
-    session = start(returning(graph.model, list(dict.fromkeys([*heads.tensors, *_computed(graph, kept)]))), threads)
+    session = start_without_spinning(
+        returning(graph.model, list(dict.fromkeys([*heads.tensors, *_computed(graph, kept)]))), threads
+    )
     names = [value.name for value in session.get_outputs()]
     some = _some(samples, sum(map(index.numbers, names)))
     passes = [
@@ -59,7 +61,7 @@ def output_error(
         lent = {name: weights[name] for name in suffix.constants if name in weights}
         model = _model(graph, index, suffix, heads, lent)
         if model.graph.output:
-            loss[row] = _losses(start(model, threads, lent), suffix.layer, reference, passes, rounding)
+            loss[row] = _losses(start_without_spinning(model, threads, lent), suffix.layer, reference, passes, rounding)
     return Scores(metric=metric, bits=rounding.bits, loss=loss, importance=loss.max(axis=1), note=heads.note)
 
 

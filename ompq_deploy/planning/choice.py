@@ -63,11 +63,11 @@ def choose_plan(
             scores = score(_evidence(graph, samples, captured, settings, tell), settings.metric)
         with watch.stage("solve"):
             return solve(scores), None, scores.note
-    parts = split(samples)
+    divided = split(samples)
     inner = Stopwatch()
     with watch.stage("contest"):
         tell = within("contest", watch.listener)
-        evidence = _evidence(graph, parts.scored, captured_rows(captured, parts.scored_rows), settings, tell)
+        evidence = _evidence(graph, divided.scored, captured_rows(captured, divided.scored_rows), settings, tell)
 
         def plan_under(metric: str) -> BitPlan:
             if tell:
@@ -87,7 +87,7 @@ def choose_plan(
             left_out = "" if cost <= SMALL else "kl"
             refine = _refinement(graph, samples, captured, settings, cost, tell)
         contest = hold_contest(
-            graph, plan_under, [metric for metric in CONTESTANTS if metric != left_out], parts, evidence.rounding,
+            graph, plan_under, [metric for metric in CONTESTANTS if metric != left_out], divided, evidence.rounding,
             refine=refine, threads=settings.threads,
         )  # fmt: skip
     watch.seconds.update(inner.seconds)

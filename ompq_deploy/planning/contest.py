@@ -152,7 +152,7 @@ def hold_contest(
     """
     heads = find_heads(graph, samples.scored, threads)
     reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, samples.held_out, threads))
-    known: dict[Widths, float] = {}
+    rounded: dict[Widths, float] = {}
     plans: dict[str, BitPlan] = {}
     entries: list[Entry] = []
     failure: BackendMissing | BadInput | None = None
@@ -165,32 +165,23 @@ def hold_contest(
             entries.append(Entry(metric=metric, loss=None, size_bytes=None, seconds=_since(started), skipped=e.what))
             continue
         widths = _widths(plan)
-        if widths not in known:
+        if widths not in rounded:
             weights = {name: rounding.rounded(name, b) for name, b in plan.bits().items()}
             outputs = run_samples(graph, weights, heads.tensors, samples.held_out, threads)
-            known[widths] = reference.distance(outputs)
+            rounded[widths] = reference.distance(outputs)
         plans[metric] = plan
-        entries.append(Entry(metric=metric, loss=known[widths], size_bytes=plan.size_bytes, seconds=_since(started)))
+        entries.append(Entry(metric=metric, loss=rounded[widths], size_bytes=plan.size_bytes, seconds=_since(started)))
     if not plans:
         assert failure is not None
         raise failure
+    finalists = _finalists(rounded, plans, refine)
+    decisive = {widths: rounded[widths] for widths in finalists}
     refined_on = None
-    best = _finalists(known, plans, refine)
-    if refine is not None and len(best) > 1:
+    if refine is not None and len(finalists) > 1:
         refined_on = len(refine.samples)
         reference = Reference(heads=heads, outputs=run_samples(graph, {}, heads.tensors, refine.samples, threads))
-        known = {}
-        for i, entry in enumerate(entries):
-            if entry.loss is None or (widths := _widths(plans[entry.metric])) not in best:
-                continue
-            started = time.perf_counter()
-            if widths not in known:
-                known[widths] = reference.distance(refine.outputs(plans[entry.metric], heads.tensors), SOFTENED)
-            seconds = round(entry.seconds + _since(started), 4)
-            entries[i] = replace(entry, refined_loss=known[widths], seconds=seconds)
-    else:
-        known = {widths: known[widths] for widths in best}
-    winner = min(plans, key=lambda metric: known.get(_widths(plans[metric]), np.inf))
+        decisive, entries = _refined(plans, entries, finalists, refine, reference)
+    winner = min(plans, key=lambda metric: decisive.get(_widths(plans[metric]), np.inf))
     unasked = UNREFINED_NOTE.format(winner) if refine is not None and not refine.finalists else ""
     return Contest(
         plan=plans[winner],
@@ -201,6 +192,28 @@ def hold_contest(
         refined_on=refined_on,
         note=" ".join(filter(None, (samples.note, heads.note, unasked))),
     )
+
+
+def _refined(
+    plans: Mapping[str, BitPlan],
+    entries: Sequence[Entry],
+    finalists: Sequence[Widths],
+    refine: Refine,
+    reference: Reference,
+) -> tuple[dict[Widths, float], list[Entry]]:
+    """The distances of the refined finalists, and the entries with them."""
+    known: dict[Widths, float] = {}
+    result: list[Entry] = []
+    for entry in entries:
+        plan = plans.get(entry.metric)
+        if plan is not None and _widths(plan) in finalists:
+            started, widths = time.perf_counter(), _widths(plan)
+            if widths not in known:
+                known[widths] = reference.distance(refine.outputs(plan, reference.heads.tensors), SOFTENED)
+            seconds = round(entry.seconds + _since(started), 4)
+            entry = replace(entry, refined_loss=known[widths], seconds=seconds)
+        result.append(entry)
+    return known, result
 
 
 def _finalists(known: Mapping[Widths, float], plans: Mapping[str, BitPlan], refine: Refine | None) -> list[Widths]:

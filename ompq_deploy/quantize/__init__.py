@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from ompq_deploy.artifacts import (
-    BitPlan,
-    Capture,
-    Float32,
-    Grid,
-    Layer,
-    PreparedGraph,
-    QuantizedGraph,
-    QuantizedLayer,
-    Samples,
-)
+from ompq_deploy.artifacts import BitPlan, Capture, Grid, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.augment import chosen_augmentation, copies_for
 from ompq_deploy.errors import BackendMissing, BadInput
-from ompq_deploy.graph.index import GraphIndex, attributes
-from ompq_deploy.graph.placement import layer_grid
+from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.wide_grids import wide_grids
-from ompq_deploy.numerics import along_axis
 from ompq_deploy.quantize.activations import METHODS, activation_grids
-from ompq_deploy.quantize.bias_correction import mean_output_error, reads_channels_of
-from ompq_deploy.quantize.biases import float_biases, least_scales
+from ompq_deploy.quantize.nearest import rounded_to_nearest
 from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
 from ompq_deploy.quantize.refine import RefineSettings, Weigh, refine
 from ompq_deploy.runtime.timing import Listener
 from ompq_deploy.torch_graph import load, require_torch
-from ompq_deploy.weight_scale import quantize_weight, widen_for_bias
 
 EFFORTS = ("quick", "default", "extensive")
 """quick rounds to nearest, at the scale of least weight error; default rounds for least output error (`refine.py`);
@@ -107,7 +91,7 @@ def quantize(
     note = ""
     grids, *others = _calibrated(graph, capture, settings.calibration_method, kinds, samples, seed, threads)
     if settings.effort == "quick" or samples is None:
-        layers = _rounded(graph, capture, plan, grids, settings.bias_correction)
+        layers = rounded_to_nearest(graph, capture, plan, grids, settings.bias_correction)
     else:
         refinement = RefineSettings(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
@@ -186,52 +170,3 @@ def _calibrated(
     errors = output_errors(graph, samples, list(chain.from_iterable(families)), seed=seed, threads=threads)
     best = {name: error.reshape(len(kinds), -1).argmin(axis=1) for name, error in errors.items()}
     return [{name: family[best[name][i]][name] for name in best} for i, family in enumerate(families)]
-
-
-def _rounded(
-    graph: PreparedGraph, capture: Capture, plan: BitPlan, grids: Mapping[str, Grid], bias_correction: bool
-) -> tuple[QuantizedLayer, ...]:
-    """Every layer rounded to nearest."""
-    index = GraphIndex(graph.model)
-    weights = graph.layer_weights()
-    bits = plan.bits()
-    layers = []
-    for layer in graph.layers:
-        weight, width = weights[layer.name], bits[layer.name]
-        codes, scale = quantize_weight(weight, width, layer.channel_axis)
-        biases = float_biases(index, layer)
-        least = least_scales(index, layer, biases, grids)
-        codes, scale = widen_for_bias(weight, codes, scale, least, width, layer.channel_axis)
-        if bias_correction:
-            error = codes * along_axis(scale, weight.ndim, layer.channel_axis) - weight
-            biases = _corrected(index, graph, capture, layer, error, biases)
-        layers.append(QuantizedLayer(layer=layer, bits=width, codes=codes, scale=scale, biases=biases))
-    return tuple(layers)
-
-
-def _corrected(
-    index: GraphIndex,
-    graph: PreparedGraph,
-    capture: Capture,
-    layer: Layer,
-    error: np.ndarray,
-    biases: dict[str, Float32],
-) -> dict[str, Float32]:
-    corrected = dict(biases)
-    for name, tensor in zip(layer.nodes, layer.inputs, strict=True):
-        root = layer_grid(index, graph.activations, tensor)
-        means = capture.means.get(root)
-        if means is None or means.size != _input_channels(layer):
-            continue
-        if not reads_channels_of(index, graph.layers, layer, tensor, root):
-            continue
-        strides = tuple(attributes(index.nodes[name]).get("strides", ()))
-        shift = mean_output_error(layer, error, means, strides)
-        corrected[name] = (biases.get(name, np.float32(0)) - shift).astype(np.float32)
-    return corrected
-
-
-def _input_channels(layer: Layer) -> int:
-    if layer.op == "Conv":
-        return layer.shape[1] * layer.groups
-    return layer.shape[1 - layer.channel_axis] if layer.op in ("Gemm", "MatMul") else layer.shape[0]

@@ -29,7 +29,7 @@ ORT_FAILURES = (
 """What onnxruntime raises for a model that it cannot load or run."""
 
 
-def start(
+def start_without_spinning(
     model: onnx.ModelProto, threads: int = 0, lent: Mapping[str, NDArray[Any]] | None = None
 ) -> ort.InferenceSession:
     """A CPU session; `threads` 0 means one per core. Idle threads sleep: many sessions run after each other here.
@@ -69,7 +69,7 @@ def run_batches(
 
     Raises BadInput for a tensor whose shape depends on the sample, such as the boxes a detector keeps.
     """
-    session = start(returning(model, tensors), threads)
+    session = start_without_spinning(returning(model, tensors), threads)
     shapes: dict[str, tuple[int, ...]] = {}
     for feed, count in feeds(samples, fixed, BATCH):
         values = session.run(list(tensors), feed)

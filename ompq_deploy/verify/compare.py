@@ -25,7 +25,7 @@ from ompq_deploy.export.integer.program import IntegerProgram, leaves_accumulato
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.part import returning
-from ompq_deploy.runtime.runner import ORT_FAILURES, start
+from ompq_deploy.runtime.runner import ORT_FAILURES, start_without_spinning
 from ompq_deploy.simulator import ProgramRun, run_program
 from ompq_deploy.verify.endings import EndingTally, compared_endings, endings_check
 from ompq_deploy.verify.rounding import Rounded, most_by_chance, rounded_before
@@ -218,7 +218,7 @@ def _session(model: onnx.ModelProto, exposed: list[str], threads: int) -> ort.In
     """A session that also returns the tensors `exposed`."""
     wanted = returning(model, list(dict.fromkeys([*(value.name for value in model.graph.output), *exposed])))
     try:
-        return start(wanted, threads)
+        return start_without_spinning(wanted, threads)
     except ORT_FAILURES as e:
         raise _cannot_run(e) from e
 
