@@ -58,7 +58,7 @@ def main() -> None:
         missing = [key for key in asked if args.again or key not in results]
         if not missing:
             continue
-        bench = Bench(case, args.shared, args.samples, args.threads)
+        bench = Bench(case, args.shared, args.samples, args.threads, further=args.further)
         for key in missing:
             results[key] = rows[key](bench)
             save(args.results, results)
@@ -91,6 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="float, and rows whose network/cell/method holds this")
     parser.add_argument("--again", action="store_true", help="compute finished rows again")
     parser.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration images, for every tool")
+    parser.add_argument("--further", action="store_true", help="let ompq-deploy round by further images, its default")
     parser.add_argument("--shifted", type=int, default=1000, help="JPEG-recompressed CIFAR images beside the lossless")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime in ompq-deploy and in the evaluation")
     return parser.parse_args()

@@ -31,9 +31,10 @@ FILES = {"qdq": "model.qdq.onnx", "integer": "model.int.onnx"}
 class Bench:
     """One network with everything that is computed once for it."""
 
-    def __init__(self, case: Case, shared: Path, samples: int, threads: int) -> None:
+    def __init__(self, case: Case, shared: Path, samples: int, threads: int, *, further: bool = False) -> None:
         self.case = case
         self.threads = threads
+        self.further = further
         self.model = shared / "models" / case.model
         self.calib = shared / "data" / case.calib
         specs = input_specs(onnx.load(self.model))
@@ -64,7 +65,8 @@ class Bench:
             command = [
                 sys.executable, "-m", "ompq_deploy.cli", str(self.model), "--size", size, "--bits", cell.bits,
                 "--effort", effort, "--target", "onnx", "--target", "integer", *cell.flags,
-                "--calib", str(self.calib), "--samples", str(len(self.calibration)), *self.case.preprocess_flags,
+                "--calib", str(self.calib), *self.case.preprocess_flags,
+                *(() if self.further else ("--samples", str(len(self.calibration)))),
                 "--threads", str(self.threads), "--out", out, "--json", "--quiet",
             ]  # fmt: skip
             run = measured(command)

@@ -72,7 +72,9 @@ class Bench:
         started = time.perf_counter()
         settings = replace(self.settings, **changes)
         planned = make_plan(calibrated_graph(self.model, settings), settings, Stopwatch())
-        quantized = run_quantize(planned.graph, planned.capture, planned.plan, planned.samples, settings)
+        quantized = run_quantize(
+            planned.graph, planned.capture, planned.plan, planned.samples, settings, planned.document
+        )
         deployed = qdq_model(quantized)
         rows = self.compare(planned, {"W": rounded(planned), "WA8": deployed})
         errors = {mode: [100 * row[mode]["relative_error"] for row in rows] for mode in ("W", "WA8")}
@@ -88,7 +90,7 @@ class Bench:
     def compare(self, planned: Planned, models: dict[str, onnx.ModelProto]) -> list[dict[str, Any]]:
         """The rows of every head on images left by the calibration."""
         samples = load_unused(
-            self.settings.calib, input_specs(planned.graph.model), count=HELD_OUT, used=self.settings.samples,
+            self.settings.calib, input_specs(planned.graph.model), count=HELD_OUT, used=(self.settings.samples,),
             preprocess=self.case.preprocess,
         )  # fmt: skip
         rows: list[dict[str, Any]] = fidelity_document(planned.graph, models, planned.samples, samples)["rows"]

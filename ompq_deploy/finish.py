@@ -160,12 +160,13 @@ def _write_models(
 def _compare_heads(
     planned: Decided, models: Mapping[str, onnx.ModelProto], settings: PlanSettings, results: _Results
 ) -> None:
-    """Every head on samples the calibration left, where it left any."""
+    """Every head on samples that calibration and rounding left, where they left any."""
+    calibration = planned.document["calibration"]
     unused = load_unused(
         settings.calib,
         input_specs(planned.graph.model),
         count=MOST_SAMPLES,
-        used=settings.samples,
+        used=(settings.samples, calibration.get("rounding_samples", len(planned.samples)) - len(planned.samples)),
         preprocess=settings.preprocess,
         seed=settings.seed,
     )

@@ -21,7 +21,7 @@ from ompq_deploy.limits.bits import SUPPORTED, parse_bits
 from ompq_deploy.limits.rules import Rules
 from ompq_deploy.limits.sizes import SIZES
 from ompq_deploy.metrics import GRANULARITIES, METRICS, MetricSettings, orm
-from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, FISHER_USES, QuantizeSettings
+from ompq_deploy.quantize import ACTIVATION_GRIDS, CALIBRATION_METHODS, EFFORTS, FISHER_USES, ROWS, QuantizeSettings
 from ompq_deploy.quantize.reconstruct import LOSSES
 from ompq_deploy.runtime.threads import blas_threads
 from ompq_deploy.settings import SOLVERS, TARGETS, DeploySettings, PlanSettings
@@ -161,7 +161,8 @@ PLANNING = _stack(
                  help="Sizes for a model that leaves them open: Nx3x640x640, N for what stays open; may repeat."),
     click.option("--calib", "--calibration-data", "--calibration-data-path", type=PATH,
                  help="Images (a directory), .npy or .npz. Default: the bundled photographs."),
-    click.option("--samples", type=int, default=DEFAULT_SAMPLES, show_default=True, help="Calibration samples used."),
+    click.option("--samples", type=int, show_default=f"{DEFAULT_SAMPLES}, and up to {ROWS} to round weights by",
+                 help="Calibration samples used."),
     click.option("--metric", type=click.Choice(METRICS), default="auto", show_default=True, help="Layer sensitivity."),
     click.option("--orm-estimator", type=click.Choice(orm.ESTIMATORS), default="debiased", show_default=True),
     click.option("--orm-form", type=click.Choice(orm.FORMS), default="concave", show_default=True,
@@ -253,7 +254,8 @@ def plan_settings(flags: dict[str, Any]) -> PlanSettings:
         input_shapes=flags["input_shapes"],
         calib=flags["calib"],
         preprocess=preprocess_of(flags),
-        samples=flags["samples"],
+        samples=DEFAULT_SAMPLES if flags["samples"] is None else flags["samples"],
+        rounding_samples=ROWS if flags["samples"] is None else 0,
         metric=MetricSettings(
             name=flags["metric"],
             estimator=flags["orm_estimator"],

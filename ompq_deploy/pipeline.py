@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, QuantizedGraph, Samples
-from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples
+from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.channels import channel_ranges
 from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.evaluate.accuracy import refuse_unsuited
+from ompq_deploy.evaluate.fidelity import MOST_SAMPLES
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
 from ompq_deploy.files.grids_file import read_symmetric_grids, read_wide_grids
 from ompq_deploy.files.outputs import OutputFolder
-from ompq_deploy.files.plan_file import plan_document
+from ompq_deploy.files.plan_file import note_further, plan_document
 from ompq_deploy.finish import Decided, Deployment, finish, write_plan_files, written_before
 from ompq_deploy.limits.engine_fit import fit_engine, refuse_too_small
 from ompq_deploy.onnx_files import QDQ_FILE
@@ -32,7 +34,7 @@ from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smo
 from ompq_deploy.planning import allocation
 from ompq_deploy.planning.choice import choose_losses, choose_plan, refines
 from ompq_deploy.prepare import load_model, load_sized, prepare, rewritten
-from ompq_deploy.quantize import QuantizeSettings, quantize
+from ompq_deploy.quantize import QuantizeSettings, most_rows, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document
 from ompq_deploy.runtime.timing import Listener, Stopwatch
@@ -140,21 +142,42 @@ def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings, 
     return capture(graph, samples, histograms=wanted, threads=settings.threads)
 
 
+def further_samples(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> Samples | None:
+    """More samples of the same data to round weights by: as many as the settings allow, rounding takes and there are,
+    but for those that heads are judged on."""
+    room = min(settings.rounding_samples, most_rows(graph)) - len(samples)
+    if settings.quantize.effort == "quick" or room < 1:
+        return None
+    return load_unused(
+        settings.calib,
+        input_specs(graph.model),
+        count=room,
+        used=(settings.samples,),
+        keep=MOST_SAMPLES,
+        preprocess=settings.preprocess,
+        seed=settings.seed,
+    )
+
+
 def run_quantize(
     graph: PreparedGraph,
     captured: Capture,
     plan: BitPlan,
     samples: Samples,
     settings: PlanSettings,
+    document: dict[str, Any],
     *,
     folder: Path | None = None,
     tell: Listener | None = None,
 ) -> QuantizedGraph:
-    """The integers of a plan, at the effort the settings ask for. A killed run with the same `folder` goes on from the
-    CHECKPOINT_FILE there, which the caller removes when everything is written."""
+    """The integers of a plan, at the effort the settings ask for; the `document` of plan.json is told by which samples.
+    A killed run with the same `folder` goes on from the CHECKPOINT_FILE there, which the caller removes when everything
+    is written."""
+    further = further_samples(graph, samples, settings)
+    note_further(document, samples, further)
     return quantize(
-        graph, captured, plan, settings.quantize, samples=samples, seed=settings.seed, threads=settings.threads,
-        checkpoint=folder / CHECKPOINT_FILE if folder else None, tell=tell,
+        graph, captured, plan, settings.quantize, samples=samples, further=further, seed=settings.seed,
+        threads=settings.threads, checkpoint=folder / CHECKPOINT_FILE if folder else None, tell=tell,
     )  # fmt: skip
 
 
@@ -182,7 +205,7 @@ def deploy(model: Path, settings: DeploySettings, listener: Listener | None = No
         with watch.stage("quantize"):
             quantized = run_quantize(
                 planned.graph, planned.capture, planned.plan, planned.samples, settings.plan,
-                folder=settings.out, tell=listener,
+                planned.document, folder=settings.out, tell=listener,
             )  # fmt: skip
         deployment = finish(out, planned, quantized, settings, backend, labelled, watch)
     (settings.out / CHECKPOINT_FILE).unlink(missing_ok=True)

@@ -20,8 +20,10 @@ DEFAULT_BITS = (4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What decides the plan. Limits are text: `size` "6.7MB" or "60%", `bops` "75G", `activation_memory` "4MB",
-    `latency` "2ms"; None is no limit. `input_shapes` are those of `--input-shape`."""
+    """What decides the plan and the integers. Limits are text: `size` "6.7MB" or "60%", `bops` "75G",
+    `activation_memory` "4MB", `latency` "2ms"; None is no limit. `input_shapes` are those of `--input-shape`. `samples`
+    are drawn to calibrate, and weights rounded by up to `rounding_samples`, those among them, where there are as many.
+    """
 
     size: str | None = None
     size_of: str = "file"
@@ -36,6 +38,7 @@ class PlanSettings:
     calib: Path | None = None
     preprocess: Preprocess | None = None
     samples: int = DEFAULT_SAMPLES
+    rounding_samples: int = 0
     metric: MetricSettings = field(default_factory=MetricSettings)
     quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
     seed: int = 0

@@ -83,12 +83,12 @@ def test_unused_samples_are_none_of_the_calibration(residual_model: Path, tmp_pa
     calib = images(tmp_path / "data.npz", 20)
     specs = input_specs(prepare(residual_model).model)
     used = load_samples(calib, specs, count=12)
-    unused = load_unused(calib, specs, count=5, used=12)
+    unused = load_unused(calib, specs, count=5, used=(12,))
     assert unused is not None
     assert len(unused) == 5
     together = np.concatenate([used.inputs["x"], unused.inputs["x"]])
     assert len(np.unique(together, axis=0)) == 17
-    assert load_unused(calib, specs, count=5, used=64) is None
+    assert load_unused(calib, specs, count=5, used=(64,)) is None
 
 
 def test_every_head_of_a_face_detector_is_reported(shared: Callable[[str], Path], tmp_path: Path) -> None:

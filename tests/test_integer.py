@@ -20,7 +20,7 @@ from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.prepare import prepare
-from ompq_deploy.quantize import float_biases
+from ompq_deploy.quantize.biases import float_biases
 from ompq_deploy.weight_scale import quantize_weight
 from tests import models
 from tests.integer import Size, assert_equal_to_reference, quantized_case, run, settings, steps_from_qdq

@@ -71,14 +71,20 @@ def load_unused(
     inputs: Sequence[InputSpec],
     *,
     count: int,
-    used: int,
+    used: Sequence[int],
+    keep: int = 0,
     preprocess: Preprocess | None = None,
     seed: int = 0,
 ) -> Samples | None:
-    """At most `count` samples that `load_samples` leaves when asked for `used`; None where it leaves none."""
+    """At most `count` samples of those that are left, but for `keep`, where `load_samples` drew used[0] and this
+    function the next numbers in turn; None where that is none."""
     data, labels, place = open_source(path, inputs, preprocess)
-    left = np.setdiff1d(np.arange(len(data)), _choose(len(data), used, seed, place))
-    if not left.size:
+    left = np.arange(len(data))
+    for number in used:
+        if number and left.size:
+            left = np.setdiff1d(left, left[_choose(len(left), number, seed, place)])
+    count = min(count, len(left) - keep)
+    if count < 1:
         return None
     return _take(data, labels, left[_choose(len(left), count, seed, place)], f"unused {place}")
 

@@ -109,6 +109,20 @@ def check_samples_fit(document: dict[str, Any], samples: Samples) -> None:
         )
 
 
+def note_further(document: dict[str, Any], samples: Samples, further: Samples | None) -> None:
+    """Record the samples that weights are rounded by, `further` ones besides those of the calibration. Raises BadInput
+    where the document records others."""
+    calibration, digest = document["calibration"], further.sha256 if further else ""
+    if calibration.get("further_sha256", digest) != digest:
+        raise BadInput(
+            f"weights were rounded by other data ({calibration['source']})",
+            where=further.source if further else samples.source,
+            fix="give all data that the plan was made with, or make a plan for these",
+        )
+    calibration["further_sha256"] = digest
+    calibration["rounding_samples"] = len(samples) + (len(further) if further else 0)
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a result."""
     found = {}

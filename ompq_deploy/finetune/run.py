@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.files.outputs import OutputFolder
@@ -55,7 +56,9 @@ def finetune(model: Path, settings: FinetuneSettings, listener: Listener | None 
                 check_samples_fit(document, samples)
                 labelled = evaluation_data(graph, replace(judging, plan=replace(judging.plan, preprocess=preprocess)))
             with watch.stage("quantize"):
-                start = world.share(lambda: _starting_integers(graph, plan, samples, judging.plan, settings.start))
+                start = world.share(
+                    lambda: _starting_integers(graph, plan, samples, judging.plan, document, settings.start)
+                )
             with watch.stage("data"):
                 task = make_task(start, samples, settings, world, preprocess)
             with watch.stage("finetune"):
@@ -81,9 +84,14 @@ def _judging(settings: FinetuneSettings, planning: PlanSettings) -> DeploySettin
 
 
 def _starting_integers(
-    graph: PreparedGraph, plan: BitPlan, samples: Samples, settings: PlanSettings, folder: Path | None
+    graph: PreparedGraph,
+    plan: BitPlan,
+    samples: Samples,
+    settings: PlanSettings,
+    document: dict[str, Any],
+    folder: Path | None,
 ) -> QuantizedGraph:
     """Those of an earlier run's folder, or as the plan's settings round them."""
     if folder is None:
-        return run_quantize(graph, run_capture(graph, samples, settings), plan, samples, settings)
+        return run_quantize(graph, run_capture(graph, samples, settings), plan, samples, settings, document)
     return read_integers(folder, graph, plan)

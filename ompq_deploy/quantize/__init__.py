@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from ompq_deploy.artifacts import BitPlan, Capture, Grid, PreparedGraph, QuantizedGraph, Samples
-from ompq_deploy.augment import chosen_augmentation, copies_for
+from ompq_deploy.augment import chosen_augmentation
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.wide_grids import wide_grids
@@ -17,6 +17,7 @@ from ompq_deploy.quantize.nearest import rounded_to_nearest
 from ompq_deploy.quantize.output_grids import output_errors
 from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
 from ompq_deploy.quantize.refine import RefineSettings, Weigh, refine
+from ompq_deploy.runtime.batches import joined
 from ompq_deploy.runtime.timing import Listener
 from ompq_deploy.torch_graph import load, require_torch
 
@@ -68,12 +69,14 @@ def quantize(
     settings: QuantizeSettings | None = None,
     *,
     samples: Samples | None = None,
+    further: Samples | None = None,
     seed: int = 0,
     threads: int = 0,
     checkpoint: Path | None = None,
     tell: Listener | None = None,
 ) -> QuantizedGraph:
-    """Codes, scales and biases for `plan`. Every effort but quick reads `samples`, those of the capture.
+    """Codes, scales and biases for `plan`. Every effort but quick reads `samples`, those of the capture, and rounds by
+    `further` ones too.
 
     `checkpoint` is that of `reconstruct`, which the effort extensive ends with; `tell` hears how far the work has come.
 
@@ -93,9 +96,10 @@ def quantize(
     if settings.effort == "quick" or samples is None:
         layers = rounded_to_nearest(graph, capture, plan, grids, settings.bias_correction)
     else:
+        samples = joined(samples, further)
         refinement = RefineSettings(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
-            copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS),
+            copies=max(most_rows(graph) // len(samples), 1),
         )  # fmt: skip
         weigh, note = _weigh(graph, samples, plan, settings.fisher, seed, threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement, weigh, tell)
@@ -110,6 +114,11 @@ def quantize(
     if settings.effort != "extensive" or samples is None:
         return quantized
     return reconstruct(quantized, samples, learning, checkpoint=checkpoint, tell=tell)
+
+
+def most_rows(graph: PreparedGraph) -> int:
+    """How many images, or copies of them, weights are rounded by at most."""
+    return max(min(ROWS, MOST_NUMBERS // _largest_activation(graph)), 1)
 
 
 def _check(settings: QuantizeSettings, samples: Samples | None) -> None:

@@ -51,7 +51,10 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     kind = document["model"].get("float_type", "float32")
     if kind != "float32":
         parts.append(_remark("yellow", kind, "computed in float32; the models written take and return float32"))
-    parts.append(f"calibrated on {document['calibration']['source']}")
+    calibration = document["calibration"]
+    parts.append(f"calibrated on {calibration['source']}")
+    if calibration.get("rounding_samples", 0) > calibration["samples"]:
+        parts.append(f"weights rounded by {calibration['rounding_samples']} of them")
     parts += [_remark("yellow", f"skipped {name}", reason) for name, reason in document["skipped"].items()]
     parts += [_remark("red", "failed", f"{failure['what']} ({failure['where']})") for failure in document["failures"]]
     return Group(*parts)

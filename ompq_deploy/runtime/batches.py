@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,20 @@ def select(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     """Some of the samples, by their places."""
     labels = None if samples.labels is None else samples.labels[rows]
     return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
+
+
+def joined(first: Samples, second: Samples | None) -> Samples:
+    """The samples of both, which have the same inputs."""
+    if second is None:
+        return first
+    known = first.labels is not None and second.labels is not None
+    return replace(
+        first,
+        inputs={name: np.concatenate([array, second.inputs[name]]) for name, array in first.inputs.items()},
+        labels=np.concatenate([first.labels, second.labels]) if known else None,
+        source=f"{first.source} and {second.source}",
+        sha256=hashlib.sha256(f"{first.sha256}{second.sha256}".encode()).hexdigest(),
+    )
 
 
 def size_of(feed: Mapping[str, Sized]) -> int:

@@ -82,7 +82,7 @@ def _planned_integers(
         check_samples_fit(document, samples)
         captured = run_capture(graph, samples, settings)
     with watch.stage("quantize"):
-        return run_quantize(graph, captured, plan, samples, settings, folder=folder, tell=watch.listener)
+        return run_quantize(graph, captured, plan, samples, settings, document, folder=folder, tell=watch.listener)
 
 
 def _trained_integers(plan_path: Path, graph: PreparedGraph, plan: BitPlan, document: dict[str, Any]) -> QuantizedGraph:
