@@ -41,7 +41,6 @@ from ompq_deploy.options import (
     train_settings,
 )
 from ompq_deploy.report.console import Console
-from ompq_deploy.settings import TARGETS
 
 if TYPE_CHECKING:
     from ompq_deploy.finish import Deployment
@@ -153,15 +152,7 @@ def pareto(model: Path, **flags: Any) -> None:
 @click.argument("plan_path", metavar="PLAN.json", type=PATH)
 @FLOAT_MODEL
 @MOVED_CALIB
-@click.option(
-    "--target",
-    "targets",
-    type=click.Choice(TARGETS),
-    multiple=True,
-    default=("auto",),
-    show_default=True,
-    help="What is written besides model.qdq.onnx; may repeat.",
-)
+@TARGETS_WRITTEN
 @ARITHMETIC
 @THREADS
 @OUT

@@ -57,7 +57,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise BadInput(f"cannot read the configuration: {e}", where=str(path), fix="give a readable TOML file") from e
     context.default_map = flag_defaults(context.command, values, str(path), apart=("config", "verbose"))
@@ -95,7 +95,7 @@ TARGETS_WRITTEN = click.option(
     multiple=True,
     default=("auto",),
     show_default=True,
-    help="What is written; may repeat.",
+    help="What is written besides model.qdq.onnx; may repeat.",
 )
 ARITHMETIC = click.option(
     "--arithmetic",

@@ -19,7 +19,7 @@ from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.numerics import signed_range
 from ompq_deploy.quantize import QuantizeSettings, quantize
-from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE, ReconstructSettings, reconstruct
+from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE, ReconstructSettings, reconstruct_blocks
 from ompq_deploy.quantize.reconstruct.blocks import find_blocks
 from tests import models
 from tests.test_quantize import uniform_plan
@@ -142,7 +142,7 @@ def test_indecision_is_zero_for_integers_only() -> None:
 def test_no_block_gets_worse(network: Network, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     start, samples = started(network)
     monkeypatch.setattr(walk, "learn", recorder := Recorder())
-    found = reconstruct(start, samples, replace(QUICK, iterations=50, loss=loss))
+    found = reconstruct_blocks(start, samples, replace(QUICK, iterations=50, loss=loss))
     assert all(block.after <= block.before for block in recorder.found)
     first = find_blocks(start.graph)[0].outputs
     assert loss == "fisher" or block_error(found, samples, first) <= block_error(start, samples, first)
@@ -172,14 +172,14 @@ class Scaled:
 def test_what_moves_the_outputs_away_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     start, samples = started()
     monkeypatch.setattr(walk, "learn", Scaled(1.5))
-    assert same(reconstruct(start, samples, QUICK), start)
+    assert same(reconstruct_blocks(start, samples, QUICK), start)
 
 
 def test_what_brings_the_outputs_back_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     start, samples = started()
     off = replace(start, layers=tuple(replace(q, scale=q.scale / np.float32(2)) for q in start.layers))
     monkeypatch.setattr(walk, "learn", Scaled(2.0))
-    found = reconstruct(off, samples, QUICK)
+    found = reconstruct_blocks(off, samples, QUICK)
     restored = [
         bool(np.array_equal(q.scale, before.scale)) for q, before in zip(found.layers, start.layers, strict=True)
     ]
@@ -193,13 +193,13 @@ def test_chance_is_not_taken_for_a_gain(monkeypatch: pytest.MonkeyPatch) -> None
     measured = iter([np.array([1.0, 1.0, 1.0, 1.0]), *[np.array([0.5, 1.4, 0.5, 1.4])] * 9])
     monkeypatch.setattr(walk._Judge, "_measured", lambda *_: next(measured))
     monkeypatch.setattr(walk, "learn", Scaled(1.5))
-    assert same(reconstruct(start, samples, QUICK), start)
+    assert same(reconstruct_blocks(start, samples, QUICK), start)
 
 
 def test_the_walk_begins_with_the_last_block_and_ends_where_it_is_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     start, samples = started(long_chain)
     monkeypatch.setattr(walk, "learn", harmful := Scaled(1.5))
-    reconstruct(start, samples, QUICK)
+    reconstruct_blocks(start, samples, QUICK)
     blocks = [block.name for block in find_blocks(start.graph)]
     assert len(blocks) > walk.IN_VAIN
     assert harmful.seen == blocks[: -walk.IN_VAIN - 1 : -1]
@@ -209,7 +209,7 @@ def test_what_is_kept_lets_the_walk_go_on(monkeypatch: pytest.MonkeyPatch) -> No
     start, samples = started(long_chain)
     monkeypatch.setattr(walk, "learn", learned := Scaled(1.5))
     monkeypatch.setattr(walk._Judge, "gains", lambda self, number: number % walk.IN_VAIN == 0)
-    reconstruct(start, samples, QUICK)
+    reconstruct_blocks(start, samples, QUICK)
     assert learned.seen == [block.name for block in find_blocks(start.graph)][::-1]
 
 
@@ -217,7 +217,7 @@ def test_only_the_last_blocks_are_tried_where_memory_ends(monkeypatch: pytest.Mo
     start, samples = started()
     monkeypatch.setattr(walk, "MOST_NUMBERS", 1)
     monkeypatch.setattr(walk, "learn", learned := Scaled(1.5))
-    reconstruct(start, samples, QUICK)
+    reconstruct_blocks(start, samples, QUICK)
     assert learned.seen == [find_blocks(start.graph)[-1].name]
 
 
@@ -235,7 +235,7 @@ def early_head() -> onnx.ModelProto:
 @pytest.mark.parametrize("loss", ["squared", "fisher"])
 def test_a_head_made_early_is_compared_too(loss: str) -> None:
     start, samples = started(early_head)
-    found = reconstruct(start, samples, replace(QUICK, loss=loss))
+    found = reconstruct_blocks(start, samples, replace(QUICK, loss=loss))
     assert output_distance(found, samples) <= output_distance(start, samples)
 
 
@@ -243,7 +243,7 @@ def test_learning_lowers_the_error_of_a_block(monkeypatch: pytest.MonkeyPatch) -
     start, samples = started()
     monkeypatch.setattr(walk, "learn", recorder := Recorder())
     monkeypatch.setattr(walk._Judge, "gains", lambda *_: True)
-    found = reconstruct(start, samples, replace(QUICK, iterations=150))
+    found = reconstruct_blocks(start, samples, replace(QUICK, iterations=150))
     assert min(block.after / block.before for block in recorder.found) < 0.98
     assert any((a.codes != b.codes).any() for a, b in zip(start.layers, found.layers, strict=True))
 
@@ -255,14 +255,14 @@ def test_a_block_that_cannot_improve_ends_early_and_stays(monkeypatch: pytest.Mo
     monkeypatch.setattr(learn, "WINDOW", 5)
     monkeypatch.setattr(walk, "learn", recorder := Recorder())
     start, samples = started()
-    found = reconstruct(start, samples, replace(QUICK, iterations=60))
+    found = reconstruct_blocks(start, samples, replace(QUICK, iterations=60))
     assert all(block.steps < 60 for block in recorder.found)
     assert same(found, FakeQuantGraph(start).quantized())
 
 
 def test_the_qdq_model_computes_what_was_learned() -> None:
     start, samples = started(models.residual_network, 4)
-    found = reconstruct(start, samples, QUICK)
+    found = reconstruct_blocks(start, samples, QUICK)
     feeds = {name: torch.from_numpy(value) for name, value in samples.inputs.items()}
     (outputs,) = (value.detach().numpy() for value in FakeQuantGraph(found)(feeds).values())
     expected = run(qdq_model(found), samples, len(samples), as_written=True)
@@ -273,7 +273,7 @@ def test_the_qdq_model_computes_what_was_learned() -> None:
 def test_the_same_seed_gives_the_same_integers() -> None:
     start, samples = started()
     settings = replace(QUICK, drop=0.5, loss="fisher", seed=3)
-    assert same(reconstruct(start, samples, settings), reconstruct(start, samples, settings))
+    assert same(reconstruct_blocks(start, samples, settings), reconstruct_blocks(start, samples, settings))
 
 
 def test_random_bytes_are_uniform_and_independent() -> None:
@@ -298,7 +298,9 @@ def test_copies_of_a_sample_held_out_are_not_learned_from(monkeypatch: pytest.Mo
         return pieces
 
     monkeypatch.setattr(learn._Batches, "draw", noted)
-    reconstruct(start, replace(samples, layout="NCHW"), replace(QUICK, augment="flip+crop", rows=3 * len(samples)))
+    reconstruct_blocks(
+        start, replace(samples, layout="NCHW"), replace(QUICK, augment="flip+crop", rows=3 * len(samples))
+    )
     learned_from = {row for row in range(3 * len(samples)) if row % len(samples) % learn.HELD_OUT}
     assert set(batches) == learned_from
 
@@ -312,13 +314,13 @@ def test_what_cannot_be_is_refused() -> None:
 def test_a_killed_run_goes_on_to_the_same_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, samples = started()
     monkeypatch.setattr(walk, "learn", every := Recorder())
-    whole = reconstruct(start, samples, QUICK)
+    whole = reconstruct_blocks(start, samples, QUICK)
     checkpoint = tmp_path / CHECKPOINT_FILE
     monkeypatch.setattr(walk, "learn", Recorder(most=2))
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(start, samples, QUICK, checkpoint=checkpoint)
+        reconstruct_blocks(start, samples, QUICK, checkpoint=checkpoint)
     monkeypatch.setattr(walk, "learn", rest := Recorder())
-    assert same(reconstruct(start, samples, QUICK, checkpoint=checkpoint), whole)
+    assert same(reconstruct_blocks(start, samples, QUICK, checkpoint=checkpoint), whole)
     assert len(rest.found) == len(every.found) - 2
 
 
@@ -328,13 +330,13 @@ def test_the_checkpoint_of_another_run_is_not_used(
 ) -> None:
     start, samples = started()
     checkpoint = tmp_path / CHECKPOINT_FILE
-    reconstruct(start, samples, replace(QUICK, seed=1), checkpoint=checkpoint)
+    reconstruct_blocks(start, samples, replace(QUICK, seed=1), checkpoint=checkpoint)
     if damaged:
         checkpoint.write_bytes(b"half of a file")
     monkeypatch.setattr(walk, "learn", recorder := Recorder())
-    found = reconstruct(start, samples, QUICK, checkpoint=checkpoint)
+    found = reconstruct_blocks(start, samples, QUICK, checkpoint=checkpoint)
     assert len(recorder.found) > 0
-    assert same(found, reconstruct(start, samples, QUICK))
+    assert same(found, reconstruct_blocks(start, samples, QUICK))
 
 
 def test_a_checkpoint_is_bound_to_model_samples_integers_and_settings() -> None:
@@ -353,14 +355,14 @@ def test_a_checkpoint_is_bound_to_model_samples_integers_and_settings() -> None:
 def test_progress_tells_blocks_and_time_left() -> None:
     start, samples = started()
     told: list[str] = []
-    reconstruct(start, samples, replace(QUICK, iterations=10), tell=lambda text, seconds: told.append(text))
+    reconstruct_blocks(start, samples, replace(QUICK, iterations=10), tell=lambda text, seconds: told.append(text))
     assert [text.split()[1] for text in told] == ["1/3", "2/3", "3/3"]
     assert told[-1].endswith("0:00 left")
 
 
 def test_biases_that_may_not_move_stay() -> None:
     start, samples = started(bias_correction=False)
-    found = reconstruct(start, samples, replace(QUICK, biases=False))
+    found = reconstruct_blocks(start, samples, replace(QUICK, biases=False))
     for a, b in zip(start.layers, found.layers, strict=True):
         for node, bias in a.biases.items():
             np.testing.assert_array_equal(bias, b.biases[node])
@@ -376,7 +378,7 @@ def test_the_effort_hands_its_settings_on(tmp_path: Path, monkeypatch: pytest.Mo
         calls.append((settings, checkpoint))
         return start
 
-    monkeypatch.setattr("ompq_deploy.quantize.reconstruct", noted)
+    monkeypatch.setattr("ompq_deploy.quantize.reconstruct_blocks", noted)
     settings = QuantizeSettings(
         effort="extensive", bias_correction=False, reconstruct_loss="fisher", reconstruct_drop=0.25
     )
@@ -393,7 +395,7 @@ def fixed_batch() -> onnx.ModelProto:
 def test_a_fixed_batch() -> None:
     start, _ = started(fixed_batch)
     samples = smooth_samples(start.graph, count=18)
-    found = reconstruct(start, samples, replace(QUICK, loss="fisher"))
+    found = reconstruct_blocks(start, samples, replace(QUICK, loss="fisher"))
     assert output_error(found, smooth_samples(start.graph, count=16)) < 1.5 * output_error(
         start, smooth_samples(start.graph, count=16)
     )

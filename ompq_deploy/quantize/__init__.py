@@ -15,7 +15,7 @@ from ompq_deploy.graph.wide_grids import wide_grids
 from ompq_deploy.quantize.activations import METHODS, activation_grids
 from ompq_deploy.quantize.nearest import rounded_to_nearest
 from ompq_deploy.quantize.output_grids import output_errors
-from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct
+from ompq_deploy.quantize.reconstruct import ReconstructSettings, reconstruct_blocks
 from ompq_deploy.quantize.refine import RefineSettings, Weigh, refine
 from ompq_deploy.runtime.batches import joined
 from ompq_deploy.runtime.timing import Listener
@@ -78,7 +78,8 @@ def quantize(
     """Codes, scales and biases for `plan`. Every effort but quick reads `samples`, those of the capture, and rounds by
     `further` ones too.
 
-    `checkpoint` is that of `reconstruct`, which the effort extensive ends with; `tell` hears how far the work has come.
+    `checkpoint` is that of `reconstruct_blocks`, which the effort extensive ends with; `tell` hears how far the work
+    has come.
 
     Raises BadInput for an unknown effort, use of `fisher`, calibration method, kind of grid or loss, and where samples
     are missing; BackendMissing where extensive, or `fisher` "on", find no torch.
@@ -113,7 +114,7 @@ def quantize(
     )
     if settings.effort != "extensive" or samples is None:
         return quantized
-    return reconstruct(quantized, samples, learning, checkpoint=checkpoint, tell=tell)
+    return reconstruct_blocks(quantized, samples, learning, checkpoint=checkpoint, tell=tell)
 
 
 def most_rows(graph: PreparedGraph) -> int:

@@ -27,7 +27,7 @@ from ompq_deploy.verify import verdict_document, verify
 from ompq_deploy.verify.engine_outputs import (
     OutputComparison,
     check_outputs,
-    compare_outputs,
+    compare_dump,
     outputs_document,
     read_dump,
 )
@@ -89,7 +89,7 @@ def verify_folder(
     if dump is not None:
         with watch.stage("outputs"):
             among = {name: models[name] for name in (TENSORRT_FILE, QDQ_FILE, INTEGER_FILE)}
-            compared = compare_outputs(dump, TENSORRT_FILE, among, graph)
+            compared = compare_dump(dump, TENSORRT_FILE, among, graph, threads)
             checks.append(check_outputs(compared))
     document = verdict_document(replace(verdict, checks=(*checks, *verdict.checks)))
     return document | {"engine_outputs": outputs_document(compared)}

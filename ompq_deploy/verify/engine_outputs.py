@@ -107,7 +107,7 @@ def _as_input(path: Path, array: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
     return array.astype(spec.dtype)
 
 
-def compare_outputs(
+def compare_dump(
     dump: Dump, built_from: str, models: Mapping[str, onnx.ModelProto], graph: PreparedGraph, threads: int = 0
 ) -> tuple[OutputComparison, ...]:
     """Every output of the dump against every model, by the model's name; `built_from` is the one the engine was made

@@ -52,7 +52,7 @@ class ReconstructSettings:
                 )
 
 
-def reconstruct(
+def reconstruct_blocks(
     start: QuantizedGraph,
     samples: Samples,
     settings: ReconstructSettings | None = None,
