@@ -46,7 +46,10 @@ def _drop_nan_guard(model: onnx.ModelProto, index: GraphIndex, result: str) -> N
         test = index.producer.get(guard.input[0])
         if test is None or test.op_type != "IsNaN" or test.input[0] != result or not index.is_constant(guard.input[1]):
             continue
-        for reader in index.consumers(guard.output[0]):
+        readers = index.consumers(guard.output[0])
+        if not all(guard.output[0] in reader.input for reader in readers):  # a branch reads it by its name
+            continue
+        for reader in readers:
             reader.input[:] = [result if name == guard.output[0] else name for name in reader.input]
         model.graph.node.remove(guard)
         if index.only_consumer(test.output[0]) is guard:
