@@ -207,7 +207,8 @@ def normalization(operation: p.IntegerNormalization, known: Mapping[str, Any]) -
         m = (2 * s + n) // (2 * n)
         r = s - n * m
         v = sum((int(q) - m) ** 2 for q in values.reshape(-1)) - r * r // n
-        root = math.isqrt((v + operation.epsilon) * 4**operation.root_shift)
+        shift = 4**operation.root_shift
+        root = math.isqrt(v * shift - r * r % n * shift // n + operation.epsilon)
         numerators = (n * (values - m) - r) * 2**operation.quotient_shift
         quotients = (numerators + root // 2) // root
         assert np.abs(quotients).max() <= operation.reach

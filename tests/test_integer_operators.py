@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from onnx import TensorProto
 
+from ompq_deploy.artifacts import Grid
 from ompq_deploy.errors import BackendMissing
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
+from ompq_deploy.export.integer.program import IntegerNormalization
 from ompq_deploy.export.qdq import qdq_model
+from ompq_deploy.graph.index import GraphIndex
+from ompq_deploy.simulator import run_program
 from tests import models
 from tests.integer import assert_equal_to_reference, quantized_case, run, settings, steps_from_qdq
 from tests.models import GraphBuilder
@@ -391,3 +396,21 @@ def test_wide_grids_leave_the_qdq_model_alone() -> None:
     assert set(quantized.graph.wide).isdisjoint(quantized.graph.activations)
     kinds = {tensor.data_type for tensor in qdq_model(quantized).graph.initializer}
     assert TensorProto.UINT16 not in kinds
+
+
+def test_an_epsilon_of_less_than_a_squared_step_counts_as_what_it_is() -> None:
+    """Inputs of a step or two, as of a class token beside large ones: n eps / s^2 is 0.03 here, and was taken for 1."""
+    quantized = quantized_case(layer_norm)
+    (source,) = (name for name in quantized.wide_grids if name.endswith("_out"))
+    fine = Grid(scale=0.0447, zero_point=1 << 15, bits=16)
+    program = lower(replace(quantized, wide_grids={**quantized.wide_grids, source: fine}))
+    (norm,) = (operation for operation in program.operations if isinstance(operation, IntegerNormalization))
+    feeds = inputs(quantized.graph, 1)
+    codes = np.random.default_rng(0).integers(-1, 2, run_program(program, feeds).integers[norm.input].shape)
+    found = run_program(program, feeds, given={norm.input: codes.astype(np.int32)}).integers[norm.output]
+    x = codes * fine.scale
+    index = GraphIndex(quantized.graph.model)
+    gamma, beta = (index.constant(name) for name in index.nodes["tested"].input[1:])
+    deviation = np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+    expected = (x - x.mean(axis=-1, keepdims=True)) / deviation * gamma + beta
+    assert np.abs(found - program.grids[norm.output].steps(expected.astype(np.float32))).max() <= 1

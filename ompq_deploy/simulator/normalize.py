@@ -16,7 +16,8 @@ def normalize(norm: IntegerNormalization, x: Values) -> Values:
     mean = (2 * total + n) // (2 * n)
     centred, rest = q - mean, total - n * mean
     variance = np.square(centred).sum(axis=norm.axes, keepdims=True) - rest**2 // n
-    root = square_root((variance + norm.epsilon) << (2 * norm.root_shift))
+    fraction = (rest**2 % n << (2 * norm.root_shift)) // n
+    root = square_root((variance << (2 * norm.root_shift)) - fraction + norm.epsilon)
     quotient = (((n * centred - rest) << norm.quotient_shift) + root // 2) // root
     return shift_and_clamp(quotient * norm.multiplier + norm.constant, norm.clamp)
 

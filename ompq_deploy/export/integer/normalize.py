@@ -97,8 +97,8 @@ def _normalization(
     node, grid, out = group.head, scope.grid(group.inputs[0]), scope.grids[group.output]
     count = _count(scope, group, axes)
     epsilon = attributes(node).get("epsilon", 1e-5) * count / grid.scale**2
-    added = max(1, round(min(epsilon, LARGEST_EPSILON)))
-    largest = count * (grid.high - grid.low + 1) ** 2 // 4 + added
+    epsilon = min(epsilon, LARGEST_EPSILON)
+    largest = count * (grid.high - grid.low + 1) ** 2 // 4 + math.ceil(epsilon)
     root_shift = (SUM_BITS - largest.bit_length()) // 2
     finer = max(0, DEVIATION_BITS - count.bit_length() // 2)
     reach = 2 * count << finer
@@ -112,7 +112,7 @@ def _normalization(
         output=group.output,
         axes=axes,
         count=count,
-        epsilon=added,
+        epsilon=max(1, round(math.ldexp(epsilon, 2 * root_shift))),
         root_shift=root_shift,
         quotient_shift=root_shift + finer,
         reach=reach,

@@ -245,8 +245,8 @@ class IntegerNormalization:
     """(x - mean) / sqrt(var + epsilon) over `axes` of `count` elements, then one multiplier and constant per channel.
 
     S = sum q,  m = floor((2 S + n) / 2 n),  d = q - m,  r = S - n m             mean = m + r / n
-    V = sum d^2 - floor(r^2 / n)                                                var = V / n
-    R = floor(sqrt((V + epsilon) 4^root_shift))
+    V = sum d^2 - floor(r^2 / n),  f = r^2 mod n                                var = (V - f / n) / n
+    R = floor(sqrt(V 4^root_shift - floor(f 4^root_shift / n) + epsilon))
     z = floor(((n d - r) 2^quotient_shift + floor(R / 2)) / R)                  |z| <= reach
     output = clip((z multiplier + constant + 2^(shift-1)) >> shift, low, high)
     """

@@ -34,9 +34,12 @@ def emit_normalization(writer: Writer, norm: IntegerNormalization) -> None:
     rest = math.node("Sub", [total, math.times(mean, n, "mean_sum")], "rest")
     squares = math.node("Mul", [centred, centred], "squares")
     squares = writer.node("ReduceSum", [squares, axes], f"{norm.output}_square_sum", keepdims=1)
-    excess = math.over(math.node("Mul", [rest, rest], "rest_square"), n, "rest_mean")
-    variance = math.add(math.node("Sub", [squares, excess], "variance"), norm.epsilon, "variance_epsilon")
-    radicand = math.times(variance, 4**norm.root_shift, "radicand")
+    rest_square = math.node("Mul", [rest, rest], "rest_square")
+    excess = math.over(rest_square, n, "rest_mean")
+    variance = math.times(math.node("Sub", [squares, excess], "variance"), 4**norm.root_shift, "variance_shifted")
+    fraction = math.times(math.modulo(rest_square, n, "rest_remainder"), 4**norm.root_shift, "remainder_shifted")
+    exact = math.node("Sub", [variance, math.over(fraction, n, "fraction")], "variance_exact")
+    radicand = math.add(exact, norm.epsilon, "radicand")
     root = emit_square_root(writer, radicand, f"{norm.output}_root")
     numerator = math.node("Sub", [math.times(centred, n, "centred_sum"), rest], "numerator")
     numerator = math.times(numerator, 2**norm.quotient_shift, "numerator_shifted")
@@ -96,6 +99,9 @@ class _Arithmetic:
     def over(self, source: str, value: int, name: str) -> str:
         """Rounded down, where `source` is not negative."""
         return self._with_constant("Div", source, value, name)
+
+    def modulo(self, source: str, value: int, name: str) -> str:
+        return self._with_constant("Mod", source, value, name)
 
     def _with_constant(self, op: str, source: str, value: int, name: str) -> str:
         constant = self.writer.constant(f"{self.output}_{name}_constant", np.int64(value))
