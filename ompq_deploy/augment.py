@@ -58,9 +58,14 @@ def augmented_feeds(feeds: Mapping[str, NDArray[Any]], layout: str, draws: Draws
     return {name: augmented(images.transpose(to_nchw), draws, how).transpose(back)}
 
 
+def rows_for(numbers: int, rows: int, most: int) -> int:
+    """How many samples and copies to have: up to `rows` and up to `most` numbers, `numbers` per row; at least one."""
+    return max(min(rows, most // numbers), 1)
+
+
 def copies_for(count: int, numbers: int, rows: int, most: int) -> int:
-    """How often to take `count` samples, to have up to `rows` of them and up to `most` numbers, `numbers` per row."""
-    return max(min(rows // count, most // (count * numbers)), 1)
+    """How often to take `count` samples, to have as many rows as `rows_for` says."""
+    return max(rows_for(numbers, rows, most) // count, 1)
 
 
 def with_copies(samples: Samples, count: int, seed: int | tuple[int, ...], how: str = "flip+crop") -> Samples:

@@ -27,13 +27,8 @@ def flag_defaults(
     Raises BadInput, at `where`, for values that are none and for names that no flag has but the parameters `apart`.
     """
     flags = {name: switch for name, switch in _flags(command).items() if switch[0].name not in apart}
-    given: dict[str, Any] = {}
-    for name, value in values.items():
-        plain = name.replace("-", "_")
-        if plain in given:
-            raise _twice(name, plain, where)
-        given[plain] = value
-    if unknown := sorted(set(given) - set(flags)):
+    plain = {name: name.replace("-", "_") for name in values}
+    if unknown := sorted(set(plain.values()) - set(flags)):
         close = [match for name in unknown for match in get_close_matches(name, flags)]
         hint = f", such as {', '.join(dict.fromkeys(close))}" if close else ""
         raise BadInput(
@@ -43,12 +38,15 @@ def flag_defaults(
         )
     defaults: dict[str, Any] = {}
     named: dict[str, str] = {}
-    for name, value in given.items():
-        parameter = str(flags[name][0].name)
+    for name, value in values.items():
+        option, on = flags[plain[name]]
+        parameter = str(option.name)
         if parameter in named:
-            raise _twice(named[parameter], name, where)
+            raise BadInput(
+                f"{named[parameter]} and {name} are the same flag", where=where, fix="give it once, by one of its names"
+            )
         named[parameter] = name
-        defaults[parameter] = _default(*flags[name], value, where)
+        defaults[parameter] = _default(option, on, value, where)
     return defaults
 
 
@@ -65,10 +63,6 @@ def parsed(command: click.Command, argument: str, values: Mapping[str, Any], whe
         except click.UsageError as e:
             raise BadInput(e.format_message(), where=where, fix=f"see `ompq-deploy {command.name} --help`") from e
         yield context.params
-
-
-def _twice(one: str, other: str, where: str) -> BadInput:
-    return BadInput(f"{one} and {other} are the same flag", where=where, fix="give it once, by one of its names")
 
 
 def _flags(command: click.Command) -> dict[str, Switch]:

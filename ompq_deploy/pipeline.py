@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
@@ -181,10 +183,12 @@ def run_quantize(
     )  # fmt: skip
 
 
-def read_integers(folder: Path, graph: PreparedGraph, plan: BitPlan) -> QuantizedGraph:
-    """Those an earlier run wrote, from its Q/DQ file and its grids.json."""
+def read_integers(
+    folder: Path, graph: PreparedGraph, plan: BitPlan, qdq: onnx.ModelProto | None = None
+) -> QuantizedGraph:
+    """Those an earlier run wrote, from its Q/DQ file, which may be loaded already as `qdq`, and its grids.json."""
     return replace(
-        read_qdq(load_model(folder / QDQ_FILE), graph, plan),
+        read_qdq(load_model(folder / QDQ_FILE) if qdq is None else qdq, graph, plan),
         wide_grids=read_wide_grids(folder, graph),
         calibrated_symmetric=read_symmetric_grids(folder, graph),
     )

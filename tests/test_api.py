@@ -75,6 +75,9 @@ def test_values_may_be_pythons(
         ({"calib": "nowhere.npz"}, "no such file"),
         ({"dry_run": "yes"}, "no switch"),
         ({"quiet": True}, "unknown settings: quiet"),
+        ({"smooth": True, "no_smooth": True}, "smooth and no_smooth are the same flag"),
+        ({"exclude": ["a"], "nodes-to-exclude": ["b"]}, "exclude and nodes-to-exclude are the same flag"),
+        ({"size_of": "file", "size-of": "paper"}, "size_of and size-of are the same flag"),
     ],
 )
 def test_what_the_command_refuses_is_refused(

@@ -601,10 +601,15 @@ def test_an_engine_asked_for_by_name_is_refused_before_the_work_where_sizes_are_
     assert "the work began" in run(*named, "--input-shape", "Nx3x16x16")[2]
 
 
-def test_an_uncovered_operator_ends_the_integer_target_only(run: Run, tmp_path: Path, data: Path) -> None:
+def uncovered_network(folder: Path) -> Path:
+    """Two convolutions, and between them an operator without an integer form."""
     g = models.GraphBuilder()
     y = g.conv(g.node("Hardmax", [g.conv("x", "a", 3, 4)], "largest", axis=1), "b", 4, 4)
-    path = models.save(g.model(["N", 3, 16, 16], y, ["N", 4, 16, 16]), tmp_path / "m.onnx")
+    return models.save(g.model(["N", 3, 16, 16], y, ["N", 4, 16, 16]), folder / "m.onnx")
+
+
+def test_an_uncovered_operator_ends_the_integer_target_only(run: Run, tmp_path: Path, data: Path) -> None:
+    path = uncovered_network(tmp_path)
     common = [path, "--size", "5KB", "--calib", data, "--out", tmp_path / "o"]
     code, _, err = run(*common, "--target", "integer", "--target", "onnx")
     assert code == 4
@@ -614,9 +619,7 @@ def test_an_uncovered_operator_ends_the_integer_target_only(run: Run, tmp_path: 
 
 
 def test_so_it_is_where_the_stages_run_one_by_one(run: Run, tmp_path: Path, data: Path) -> None:
-    g = models.GraphBuilder()
-    y = g.conv(g.node("Hardmax", [g.conv("x", "a", 3, 4)], "largest", axis=1), "b", 4, 4)
-    path = models.save(g.model(["N", 3, 16, 16], y, ["N", 4, 16, 16]), tmp_path / "m.onnx")
+    path = uncovered_network(tmp_path)
     out, report = tmp_path / "o", tmp_path / "o" / "report.json"
     run("plan", path, "--size", "5KB", "--calib", data, "--out", out)
     code, stdout, err = run("quantize", out / "plan.json", "--json")

@@ -102,9 +102,10 @@ def _moments(graph: PreparedGraph, samples: Samples, threads: int) -> list[_Mome
         origins = origins or values
         sums = sums or [np.zeros((3, value.size)) for value in values]
         for total, value, origin in zip(sums, values, origins, strict=True):
+            distance = value - origin
             total[0] += np.square(value)
-            total[1] += value - origin
-            total[2] += np.square(value - origin)
+            total[1] += distance
+            total[2] += np.square(distance)
     count = len(samples)
     return [
         _Moments(energy=energy / count, variance=(squares - np.square(shift) / count) / max(count - 1, 1))

@@ -90,14 +90,18 @@ def _raw(codes: NDArray[np.int8], bits: int) -> bytes:
     """The bytes that hold codes in a file."""
     if bits == 8:
         return codes.tobytes()
-    padding = -codes.size % CODES_PER_GROUP if needs_function(bits) else 0
-    return pack_bits(np.pad(codes.reshape(-1), (0, padding)), bits).tobytes()
+    return pack_bits(np.pad(codes.reshape(-1), (0, _padding(codes.size, bits))), bits).tobytes()
 
 
 def _zeros(shape: tuple[int, ...], bits: int) -> bytes:
     """Those of codes that are all zero."""
     count = math.prod(shape)
-    return bytes(packed_bytes(count + (-count % CODES_PER_GROUP if needs_function(bits) else 0), bits))
+    return bytes(packed_bytes(count + _padding(count, bits), bits))
+
+
+def _padding(count: int, bits: int) -> int:
+    """Codes added to `count` for whole groups."""
+    return -count % CODES_PER_GROUP if needs_function(bits) else 0
 
 
 def framed_bytes(message: onnx.TensorProto | onnx.NodeProto | onnx.FunctionProto) -> int:

@@ -29,13 +29,12 @@ def refuse_too_small(plans: Iterable[BitPlan], budget: int, measure: Callable[[B
         sizes.append(measure(plan))
         if sizes[-1] <= budget:
             return
-    if sizes:
-        least = min(sizes)
-        raise InfeasibleBudget(
-            f"{format_bytes(budget)} is too small: the smallest engine tried takes {least} bytes",
-            where="--size-of engine",
-            fix=f"raise --size to {least}B or more; generated kernels, not weights, may take most of it",
-        )
+    least = min(sizes)
+    raise InfeasibleBudget(
+        f"{format_bytes(budget)} is too small: the smallest engine tried takes {least} bytes",
+        where="--size-of engine",
+        fix=f"raise --size to {least}B or more; generated kernels, not weights, may take most of it",
+    )
 
 
 def fit_engine(

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ompq_deploy import torch_graph
 from ompq_deploy.artifacts import Capture, PreparedGraph, Samples, Scores
@@ -23,6 +22,7 @@ from ompq_deploy.metrics.granularity import GRANULARITIES, groups
 from ompq_deploy.metrics.hawq import hawq
 from ompq_deploy.metrics.mpqco import mpqco
 from ompq_deploy.metrics.rounding import Rounding, round_weights
+from ompq_deploy.runtime.batches import evenly, select, spread
 from ompq_deploy.runtime.timing import Listener, within
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = [
     "MetricSettings",
     "round_weights",
     "score",
-    "take",
 ]
 
 REFINED = "kl-refined"
@@ -94,19 +93,6 @@ def score(evidence: Evidence, settings: MetricSettings) -> Scores:
     return SCORERS[settings.name](evidence, settings)
 
 
-def take(samples: Samples, count: int) -> Samples:
-    """`count` of the samples, evenly spread; all of them where there are no more."""
-    from ompq_deploy.runtime.batches import select
-
-    return select(samples, _spread(count, len(samples)))
-
-
-def _spread(count: int, total: int) -> NDArray[np.int64]:
-    """Up to `count` of `total` places."""
-    count = min(count, total)
-    return np.arange(count) * total // count
-
-
 def _orm(evidence: Evidence, settings: MetricSettings) -> Scores:
     if evidence.capture is None:
         raise BadInput("the ORM needs captured outputs", where="--metric orm", fix="give calibration samples")
@@ -128,7 +114,7 @@ def _mpqco(evidence: Evidence, settings: MetricSettings) -> Scores:
 
 
 def _hawq(evidence: Evidence, settings: MetricSettings) -> Scores:
-    samples = take(evidence.samples, _affordable(evidence.graph, HAWQ_WORK, PROBES * PASSES_PER_PROBE))
+    samples = evenly(evidence.samples, _affordable(evidence.graph, HAWQ_WORK, PROBES * PASSES_PER_PROBE))
     problem = _differentiable(evidence, samples, settings)
     from ompq_deploy.metrics.gradients import hessian_probes
 
@@ -157,7 +143,7 @@ def _differentiable(evidence: Evidence, samples: Samples, settings: MetricSettin
 def _kl(evidence: Evidence, _: MetricSettings) -> Scores:
     from ompq_deploy.metrics.output_error import output_error
 
-    samples = take(evidence.samples, _affordable_for_kl(evidence))
+    samples = evenly(evidence.samples, _affordable_for_kl(evidence))
     return output_error(
         evidence.graph, evidence.heads, samples, evidence.rounding, evidence.threads, tell=evidence.tell
     )
@@ -171,10 +157,9 @@ def _kl_refined(evidence: Evidence, _: MetricSettings) -> Scores:
             fix="give Evidence.refined, or choose kl",
         )
     from ompq_deploy.metrics.output_error import output_error
-    from ompq_deploy.runtime.batches import select
 
     total = len(evidence.samples)
-    scored = _spread(min(_affordable_for_kl(evidence), max(total // 2, 1)), total)
+    scored = spread(min(_affordable_for_kl(evidence), max(total // 2, 1)), total)
     others = np.setdiff1d(np.arange(total), scored) if total > 1 else scored
     rounding = evidence.refined(select(evidence.samples, others), tell=within(REFINED, evidence.tell))
     samples = select(evidence.samples, scored)

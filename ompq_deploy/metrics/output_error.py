@@ -23,7 +23,7 @@ from ompq_deploy.evaluate.heads import SOFTENED, Heads, Reference
 from ompq_deploy.graph.index import GraphIndex, reads
 from ompq_deploy.graph.part import returning
 from ompq_deploy.metrics.rounding import Rounding
-from ompq_deploy.runtime.batches import by_sample, feeds, select, size_of
+from ompq_deploy.runtime.batches import by_sample, evenly, feeds, size_of
 from ompq_deploy.runtime.runner import start_without_spinning
 from ompq_deploy.runtime.timing import Listener, counted, within
 
@@ -49,7 +49,7 @@ def output_error(
         returning(graph.model, list(dict.fromkeys([*heads.tensors, *_computed(graph, kept)]))), threads
     )
     names = [value.name for value in session.get_outputs()]
-    some = _some(samples, sum(map(index.numbers, names)))
+    some = evenly(samples, max(MOST_NUMBERS // max(sum(map(index.numbers, names)), 1), 1))
     passes = [
         _Pass(tensors=feed | dict(zip(names, session.run(names, feed), strict=True)), samples=count)
         for feed, count in feeds(some, graph.batch, len(some))
@@ -149,12 +149,6 @@ def _outputs(heads: Heads, moved: Sequence[Mapping[str, Float32]], passes: Seque
         np.concatenate([of_pass(name, new, known) for new, known in zip(moved, passes, strict=True)])
         for name in heads.tensors
     ]
-
-
-def _some(samples: Samples, numbers: int) -> Samples:
-    """As many of the samples, evenly spread, as have `MOST_NUMBERS` numbers together, `numbers` each."""
-    count = min(max(MOST_NUMBERS // max(numbers, 1), 1), len(samples))
-    return select(samples, np.arange(count) * len(samples) // count)
 
 
 def _computed(graph: PreparedGraph, names: list[str]) -> list[str]:

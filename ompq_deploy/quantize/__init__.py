@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from ompq_deploy.artifacts import BitPlan, Capture, Grid, PreparedGraph, QuantizedGraph, Samples
-from ompq_deploy.augment import chosen_augmentation
+from ompq_deploy.augment import chosen_augmentation, copies_for, rows_for
 from ompq_deploy.errors import BackendMissing, BadInput
 from ompq_deploy.graph.index import GraphIndex
 from ompq_deploy.graph.wide_grids import wide_grids
@@ -100,7 +100,7 @@ def quantize(
         samples = joined(samples, further)
         refinement = RefineSettings(
             bias_correction=settings.bias_correction, seed=seed, threads=threads, augment=augment,
-            copies=max(most_rows(graph) // len(samples), 1),
+            copies=copies_for(len(samples), _largest_activation(graph), ROWS, MOST_NUMBERS),
         )  # fmt: skip
         weigh, note = _weigh(graph, samples, plan, settings.fisher, seed, threads)
         layers = refine(graph, samples, plan.bits(), grids, refinement, weigh, tell)
@@ -119,7 +119,7 @@ def quantize(
 
 def most_rows(graph: PreparedGraph) -> int:
     """How many images, or copies of them, weights are rounded by at most."""
-    return max(min(ROWS, MOST_NUMBERS // _largest_activation(graph)), 1)
+    return rows_for(_largest_activation(graph), ROWS, MOST_NUMBERS)
 
 
 def _check(settings: QuantizeSettings, samples: Samples | None) -> None:

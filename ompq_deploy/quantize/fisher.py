@@ -71,9 +71,9 @@ def output_weights(
     root since it is an estimate, and without it few positions of few samples have it all (docs/maths.md).
     A = mean of g_np g_np^T over all positions, for even and odd samples apart; what fills up a fixed batch counts too.
     A layer is left out where the samples are not axis 0 of its output, or where nothing behind depends on it, its
-    channels also where they are not rounded together (`rounding_problem.coupled`). Few rows
-    run at a time where the graph's tensors are large: gradients need all of them at once. On `threads`, 0 for half of
-    the cores: on both of a pair of hyperthreads, beside another process, small networks take many times as long.
+    channels also where they are not rounded together (`rounding_problem.coupled`). Few rows run at a time where the
+    graph's tensors are large: gradients need all of them at once. On `threads`, 0 for half of the cores: on both of a
+    pair of hyperthreads, beside another process, small networks take many times as long.
     """
     device = best_device()
     network = network.to(device)

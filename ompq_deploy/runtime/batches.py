@@ -32,6 +32,17 @@ def select(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     return replace(samples, inputs={name: array[rows] for name, array in samples.inputs.items()}, labels=labels)
 
 
+def evenly(samples: Samples, count: int) -> Samples:
+    """`count` of the samples, evenly spread; all of them where there are no more."""
+    return select(samples, spread(count, len(samples)))
+
+
+def spread(count: int, total: int) -> NDArray[np.int64]:
+    """Up to `count` of `total` places, evenly spread."""
+    count = min(count, total)
+    return np.arange(count) * total // count
+
+
 def joined(first: Samples, second: Samples | None) -> Samples:
     """The samples of both, which have the same inputs."""
     if second is None:

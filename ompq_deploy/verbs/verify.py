@@ -11,14 +11,13 @@ from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import DYADIC
 from ompq_deploy.export.qdq import qdq_model
-from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.graph import tensorrt_graph
-from ompq_deploy.files.grids_file import read_symmetric_grids, read_wide_grids
 from ompq_deploy.files.lock import PLAN_FILE, VERDICT_FILE
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits, load_plan
 from ompq_deploy.finish import ENGINE_FILE, ENGINE_RECORD, WRITTEN
 from ompq_deploy.onnx_files import INTEGER_FILE, QDQ_FILE, TENSORRT_FILE
+from ompq_deploy.pipeline import read_integers
 from ompq_deploy.prepare import load_model
 from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.verbs.earlier import must_have_written, read_plan, recorded_settings, samples_again
@@ -64,11 +63,7 @@ def verify_folder(
             check_plan_fits(plan, recorded, graph, folder / PLAN_FILE)
             models = {name: load_model(folder / name) for name in needed}
             integer, qdq = models[INTEGER_FILE], models[QDQ_FILE]
-            quantized = replace(
-                read_qdq(qdq, graph, plan),
-                wide_grids=read_wide_grids(folder, graph),
-                calibrated_symmetric=read_symmetric_grids(folder, graph),
-            )
+            quantized = read_integers(folder, graph, plan, qdq)
             program = lower(quantized, recorded.get("arithmetic", DYADIC))
             checks += [
                 check_integers(quantized, recorded),
@@ -77,7 +72,7 @@ def verify_folder(
                 check_rebuilt(INTEGER_FILE, integer, integer_model(program), integer_owners(program)),
             ]
             if (folder / TENSORRT_FILE).exists():
-                found = load_model(folder / TENSORRT_FILE)
+                found = models[TENSORRT_FILE] if TENSORRT_FILE in needed else load_model(folder / TENSORRT_FILE)
                 checks.append(check_rebuilt(TENSORRT_FILE, found, tensorrt_graph(quantized), float_owners(graph)))
             verdict = verify(program, integer, qdq, samples, threads=threads)
         except (BadInput, GateFailed) as e:
