@@ -5,8 +5,8 @@ most twice the memory. docs/results.md has the figures, and says why ResNet-56 m
 
 All models of a row share one process and alternate; figures are medians of wall time and of the processor time of the
 whole process, which other work on the machine disturbs less. Peak memory is that of a child process of its own for each
-model, above what the child held before it made the session. Weights are 8 bits, rounded to nearest; grids are the
-defaults.
+model, above what the child held before it made the session. Weights are of 8 bits or `--bits`, rounded to nearest;
+grids are the defaults.
 
     python benchmarks/integer_speed.py --json speed.json --table speed.md
 """
@@ -54,7 +54,7 @@ def main() -> None:
         return
     rows = []
     for case in selected(list(BATCHES), {}):
-        quantized, samples = quantized_case(case, arguments.shared)
+        quantized, samples = quantized_case(case, arguments.shared, arguments.bits)
         models = {"float": quantized.graph.model, "qdq": qdq_model(quantized)}
         models |= {arithmetic: integer_model(lower(quantized, arithmetic)) for arithmetic in ARITHMETICS}
         for batch in BATCHES[case.name]:
@@ -66,7 +66,9 @@ def main() -> None:
                 rows.append(row)
                 print(table_row(row), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"repeats": arguments.repeats, "rows": rows}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({"repeats": arguments.repeats, "bits": arguments.bits, "rows": rows}, indent=2) + "\n"
+        )
     if arguments.table:
         arguments.table.write_text("\n".join([HEADER, *map(table_row, rows)]) + "\n")
 
@@ -75,6 +77,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/")
     parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--bits", type=int, default=8, help="width of all weights")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--table", type=Path, help="write the table here")
     parser.add_argument("--measure", type=Path, metavar="MODEL", help="print the peak memory of one model and stop")
@@ -82,26 +85,26 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def quantized_case(case: Case, shared: Path) -> tuple[QuantizedGraph, Samples]:
-    """A network at 8 bits everywhere, and its calibration samples."""
+def quantized_case(case: Case, shared: Path, bits: int) -> tuple[QuantizedGraph, Samples]:
+    """A network with all weights at one width, and its calibration samples."""
     graph = prepare(shared / "models" / case.model)
     samples = load_samples(
         shared / "data" / case.calib, input_specs(graph.model), count=CALIBRATION, preprocess=case.preprocess, seed=0
     )
     settings = QuantizeSettings(effort="quick")
     captured = capture(graph, samples, histograms=True)
-    return quantize(graph, captured, eight_bits(graph), settings, samples=samples), samples
+    return quantize(graph, captured, uniform(graph, bits), settings, samples=samples), samples
 
 
-def eight_bits(graph: PreparedGraph) -> BitPlan:
+def uniform(graph: PreparedGraph, bits: int) -> BitPlan:
     rows = tuple(
         PlannedLayer(
             name=layer.name,
             op=layer.op,
-            weight_bits=8,
+            weight_bits=bits,
             activation_bits=8,
             numel=layer.numel,
-            bytes=layer.numel,
+            bytes=layer.numel * bits // 8,
             score=0.0,
         )
         for layer in graph.layers

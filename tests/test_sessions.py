@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from ompq_deploy.runtime import sessions
-from ompq_deploy.runtime.sessions import session_options, start
+from ompq_deploy.runtime.sessions import products_saturate, session_options, start
+from tests.conftest import Run
 from tests.models import GraphBuilder
 
 
@@ -50,6 +54,28 @@ def test_the_second_attempt_leaves_the_layout_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sessions, "_start", first_fails)
     assert start(added_groups(), session_options()) == "a session"
     assert levels[1] == ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED != levels[0]
+
+
+def test_products_are_exact_where_the_cpu_has_instructions_for_them() -> None:
+    flags = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not flags.exists():
+        pytest.skip("needs the flags of an x86 CPU")
+    assert products_saturate() == (re.search(r"\bavx(512)?_vnni\b", flags.read_text()) is None)
+
+
+@pytest.mark.parametrize("arithmetic", ["dyadic", "tensorrt"])
+def test_a_cpu_whose_products_saturate_computes_the_same_integers(
+    arithmetic: str, residual_model: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime is only told that it does; the NumPy reference and the Q/DQ model still agree with it."""
+    monkeypatch.setattr(sessions, "products_saturate", lambda: True)
+    assert session_options().get_session_config_entry("session.x64quantprecision") == "1"
+    flags = ["--size", "100%", "--bits", 8, "--target", "integer", "--arithmetic", arithmetic]
+    code, _, error = run(residual_model, *flags, "--out", tmp_path / "out")
+    assert code == 0, error
+    verdict = json.loads((tmp_path / "out" / "verify.json").read_text())
+    assert verdict["matches_reference"]
+    assert verdict["exact_fraction"] > 0.999
 
 
 def test_other_failures_are_told(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from ompq_deploy.runtime.threads import resolved
 
@@ -19,6 +21,9 @@ ERRORS_ONLY = 3
 FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """A MatMul of stored integers whose other input comes from no Q/DQ pair is computed in float32. By default onnxruntime
 rounds that input to int8 on the way, by its own scale of the moment."""
+EXACT_PRODUCTS = (("session.x64quantprecision", "1"), ("session.disable_quant_qdq", "1"))
+"""Where products of uint8 and int8 saturate: integers are multiplied by kernels that add in int32, and Q/DQ models in
+float32, as the first of the two does not start some of them."""
 LOST_OUTPUT = "Failed to find node output"
 
 
@@ -29,8 +34,25 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = resolved(threads)
-    options.add_session_config_entry(*FLOAT_PRODUCTS)
+    for entry in (FLOAT_PRODUCTS, *(EXACT_PRODUCTS if products_saturate() else ())):
+        options.add_session_config_entry(*entry)
     return options
+
+
+@cache
+def products_saturate() -> bool:
+    """Whether onnxruntime's products of uint8 and int8 are wrong here, as on x86 CPUs without VNNI, where two are added
+    in int16: one is computed to find out."""
+    import onnxruntime as ort
+
+    codes, weights = np.full((4, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    given = helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, codes.shape)
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.INT32, None)
+    graph = helper.make_graph([node], "product", [given], [result], [numpy_helper.from_array(weights, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (found,) = _start(model.SerializeToString(), ort.SessionOptions()).run(None, {"x": codes})
+    return not np.array_equal(found, codes.astype(np.int32) @ weights.astype(np.int32))
 
 
 def brief_options(threads: int = 0) -> ort.SessionOptions:

@@ -95,6 +95,7 @@ def lower(quantized: QuantizedGraph, arithmetic: str = DYADIC) -> IntegerProgram
         raise refuse(uncovered.values(), quantized.graph.model)
     return IntegerProgram(
         graph=quantized.graph,
+        arithmetic=arithmetic,
         inputs=tuple(name for name in quantized.graph.input_names if name in scope.grids),
         operations=(*operations, *ending.operations),
         grids=_all_grids(scope, moves, (*operations, *ending.operations)),

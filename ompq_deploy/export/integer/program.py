@@ -383,7 +383,7 @@ class Dequantize:
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerProgram:
-    """A quantized graph as integer operations, in execution order.
+    """A quantized graph as integer operations, in execution order, under one of ARITHMETICS.
 
     Tensor names are the prepared graph's. `grids` has an entry for every integer tensor, the quantized graph inputs
     `inputs` included. `dequantized` are the float tensors at the integer part's end; `tail` are the float nodes
@@ -391,6 +391,7 @@ class IntegerProgram:
     """
 
     graph: PreparedGraph
+    arithmetic: str
     inputs: tuple[str, ...]
     operations: tuple[Operation, ...]
     grids: Mapping[str, Grid]

@@ -28,6 +28,7 @@ from ompq_deploy.export.integer.emit.normalize import emit_norm, emit_normalizat
 from ompq_deploy.export.integer.emit.pools import emit_average_pool, emit_max_pool, emit_mean
 from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, storage_type, storage_zero, stored
 from ompq_deploy.export.integer.program import (
+    DYADIC,
     Dequantize,
     IntegerAveragePool,
     IntegerConcat,
@@ -51,6 +52,7 @@ from ompq_deploy.export.integer.program import (
     IntegerTensorProduct,
     IntegerZeroInsertion,
 )
+from ompq_deploy.export.integer.rules import FloatRescale
 from ompq_deploy.graph.index import GraphIndex
 
 __all__ = ["accumulator", "integer_model", "storage_type", "storage_zero", "stored"]
@@ -81,7 +83,12 @@ EMITTERS: dict[type, Callable[[Writer, Any], None]] = {
 
 def integer_model(program: IntegerProgram) -> onnx.ModelProto:
     """The integer-only model. Graph inputs and outputs are the float model's."""
-    writer = Writer(program.grids, GraphIndex(program.graph.model).shapes)
+    writer = Writer(
+        program.grids,
+        GraphIndex(program.graph.model).shapes,
+        channels_first=_channels_first(program),
+        on_any_cpu=program.arithmetic == DYADIC,
+    )
     for name in program.inputs:
         _quantize(writer, name)
     for operation in program.operations:
@@ -106,6 +113,18 @@ def integer_model(program: IntegerProgram) -> onnx.ModelProto:
     )
     onnx.checker.check_model(model)
     return model
+
+
+def _channels_first(program: IntegerProgram) -> frozenset[str]:
+    """The tensors that a ConvInteger of several groups reads or makes."""
+    grouped = [
+        operation
+        for operation in program.operations
+        if isinstance(operation, IntegerConv)
+        and operation.groups > 1
+        and not isinstance(operation.requantize, FloatRescale)
+    ]
+    return frozenset(name for conv in grouped for name in (conv.input, conv.output))
 
 
 def _quantize(writer: Writer, name: str) -> None:

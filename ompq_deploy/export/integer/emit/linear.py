@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ompq_deploy.export.integer.emit.blocks import requantize_blocks
+from ompq_deploy.export.integer.emit.products import Codes, factors, multiply
 from ompq_deploy.export.integer.emit.qlinear import emit_qlinear_conv
 from ompq_deploy.export.integer.emit.rescale import requantize
+from ompq_deploy.export.integer.emit.unfold import matrix, unfolded, unfolds
 from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, stored, window_attributes
 from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerTensorProduct, IntegerZeroInsertion
-from ompq_deploy.export.integer.rules import FloatRescale, Int64, Window
+from ompq_deploy.export.integer.rules import FloatRescale, Int8, Int64, Window
 from ompq_deploy.numerics import along_axis
 
 WEIGHT_ZERO = 128
 
 
 def emit_conv(writer: Writer, conv: IntegerConv) -> None:
-    """ConvInteger, the bias, the requantization; or QLinearConv."""
+    """ConvInteger or MatMulInteger, the bias, the requantization; or QLinearConv."""
     if isinstance(conv.requantize, FloatRescale):
         emit_qlinear_conv(writer, conv, conv.requantize)
         return
-    codes = shifted(writer, f"{conv.output}_codes", conv.weights)
-    convolve(writer, conv.input, codes, accumulator(conv.output), conv.groups, conv.window)
+    name = f"{conv.output}_codes"
+    if unfolds(writer, conv):
+        weights = factors(writer, name, matrix(conv.weights))
+        sizes = writer.sizes(conv.input)
+        _over_parts(
+            writer, conv.input, accumulator(conv.output),
+            lambda part, result: unfolded(writer, part, weights, conv.window, sizes, result),
+        )  # fmt: skip
+    else:
+        codes = shifted(writer, name, conv.weights)
+        convolve(writer, conv.input, codes, accumulator(conv.output), conv.groups, conv.window)
     bias = along_axis(conv.bias, conv.weights.ndim - 1, 0)
     if conv.requantize is None:
         _add_bias(writer, conv.output, bias)
@@ -36,12 +45,10 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
 
 def emit_matmul(writer: Writer, matmul: IntegerMatMul) -> None:
     """MatMulInteger, the bias, the requantization."""
-    weights = writer.constant(f"{matmul.output}_codes", matmul.weights)
-
-    def multiply(part: Part, output: str) -> str:
-        return writer.node("MatMulInteger", [part.tensor, weights, writer.uint8(part.zero)], output)
-
-    _over_parts(writer, matmul.input, accumulator(matmul.output), multiply)
+    weights = factors(writer, f"{matmul.output}_codes", matmul.weights)
+    _over_parts(
+        writer, matmul.input, accumulator(matmul.output), lambda part, result: multiply(writer, part, weights, result)
+    )
     if matmul.requantize is None:
         _add_bias(writer, matmul.output, matmul.bias)
     else:
@@ -62,6 +69,7 @@ def emit_zero_insertion(writer: Writer, insertion: IntegerZeroInsertion) -> None
     pads = [0] * len(apart) + [0, 0, *(length for _, stride in pairs for length in (0, stride - 1))]
     joined = [-1, channels, *(size * stride for size, stride in pairs)]
     ends = [(size - 1) * stride + 1 for size, stride in pairs]
+    writer.shapes[insertion.output] = (None, channels, *ends)
     result = stored(insertion.input)
     for op, values, name in (("Reshape", apart, "apart"), ("Pad", pads, "padded"), ("Reshape", joined, "joined")):
         setting = writer.constant(f"{insertion.output}_{name}_setting", np.array(values, np.int64))
@@ -86,34 +94,27 @@ def emit_tensor_product(writer: Writer, product: IntegerTensorProduct) -> None:
     requantize(writer, total, product.requantize, product.output)
 
 
-def shifted(writer: Writer, name: str, weights: NDArray[np.int8]) -> str:
+def shifted(writer: Writer, name: str, weights: Int8) -> Codes:
     """Weights stored as uint8 with zero-point 128: older onnxruntime convolves no others."""
-    return writer.constant(name, (weights.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
+    codes = (weights.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8)
+    return Codes(tensor=writer.constant(name, codes), zero=WEIGHT_ZERO)
 
 
-def convolve(writer: Writer, tensor: str, codes: str, output: str, groups: int, window: Window) -> str:
-    """The convolution of an integer tensor with shifted weights: int32, or int64 of a wide one."""
+def convolve(writer: Writer, tensor: str, weights: Codes, output: str, groups: int, window: Window) -> str:
+    """The ConvInteger of an integer tensor with shifted weights: int32, or int64 of a wide one."""
 
-    def convolve_part(part: Part, result: str) -> str:
-        inputs = [part.tensor, codes, writer.uint8(part.zero), writer.uint8(WEIGHT_ZERO)]
+    def convolve_part(part: Codes, result: str) -> str:
+        inputs = [part.tensor, weights.tensor, writer.uint8(part.zero), writer.uint8(weights.zero)]
         return writer.node("ConvInteger", inputs, result, group=groups, **window_attributes(window))
 
     return _over_parts(writer, tensor, output, convolve_part)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A uint8 tensor of codes, and the code of the integer 0."""
-
-    tensor: str
-    zero: int
-
-
-def _over_parts(writer: Writer, tensor: str, output: str, apply: Callable[[Part, str], str]) -> str:
+def _over_parts(writer: Writer, tensor: str, output: str, apply: Callable[[Codes, str], str]) -> str:
     """A linear operation on an 8-bit tensor; on a wide one 256 times that on the high bytes, plus that on the low."""
     grid = writer.grids[tensor]
     if not grid.wide:
-        return apply(Part(tensor=stored(tensor), zero=grid.zero_point), output)
+        return apply(Codes(tensor=stored(tensor), zero=grid.zero_point), output)
     high, low = _byte_tensors(writer, tensor, output)
     upper = writer.node("Cast", [apply(high, f"{output}_high")], f"{output}_high_int64", to=TensorProto.INT64)
     upper = writer.node("Mul", [upper, writer.constant(f"{output}_256", np.int64(256))], f"{output}_high_scaled")
@@ -121,7 +122,7 @@ def _over_parts(writer: Writer, tensor: str, output: str, apply: Callable[[Part,
     return writer.node("Add", [upper, lower], output)
 
 
-def _byte_tensors(writer: Writer, tensor: str, name: str) -> tuple[Part, Part]:
+def _byte_tensors(writer: Writer, tensor: str, name: str) -> tuple[Codes, Codes]:
     """The high and the low bytes of a wide tensor's codes."""
     zero, base = writer.grids[tensor].zero_point, writer.constant(f"{name}_base", np.int32(256))
     codes = [stored(tensor), writer.constant(f"{name}_zero_point", np.int32(zero))]
@@ -129,4 +130,4 @@ def _byte_tensors(writer: Writer, tensor: str, name: str) -> tuple[Part, Part]:
     high = writer.node("Div", [code, base], f"{name}_code_high")
     low = writer.node("Mod", [code, base], f"{name}_code_low")
     parts = [writer.node("Cast", [part], f"{part}_byte", to=TensorProto.UINT8) for part in (high, low)]
-    return Part(tensor=parts[0], zero=zero >> 8), Part(tensor=parts[1], zero=zero & 255)
+    return Codes(tensor=parts[0], zero=zero >> 8), Codes(tensor=parts[1], zero=zero & 255)

@@ -2,7 +2,8 @@
 
 That kernel (MLAS, `MlasRequantizeOutput`) adds the int32 bias to the int32 sum, converts to float32, multiplies by
 x_scale w_scale[c] / y_scale, clamps, and rounds to nearest, ties to even. x_scale and y_scale are 1 here and w_scale is
-the whole ratio, so that no runtime can round their quotient in another way.
+the whole ratio, so that no runtime can round their quotient in another way. Every node has a zero-point of the weights
+of its own: onnxruntime 1.31 does not start with `session.x64quantprecision` where several share one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def emit_qlinear_conv(writer: Writer, conv: IntegerConv, rule: FloatRescale) -> 
         writer.zero_point(conv.input),
         writer.constant(f"{conv.output}_codes", conv.weights),
         writer.constant(f"{conv.output}_ratio", rule.scale),
-        writer.shared("weight_zero_point", np.int8(0)),
+        writer.constant(f"{conv.output}_weight_zero_point", np.int8(0)),
         one,
         writer.zero_point(conv.output),
         writer.constant(f"{conv.output}_bias", conv.bias.astype(np.int32)),

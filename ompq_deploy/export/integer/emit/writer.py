@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,22 @@ def storage_type(grid: Grid) -> int:
 
 class Writer:
     """Nodes and initializers in order; `grids` are those of the program, and of parts that tensors are split into;
-    `shapes` are those of the float model's tensors, as far as they are known."""
+    `shapes` are those of the float model's tensors, as far as they are known.
 
-    def __init__(self, grids: Mapping[str, Grid], shapes: Mapping[str, Sequence[int | None]]) -> None:
-        self.grids, self.shapes = dict(grids), shapes
+    `channels_first` names the tensors that onnxruntime holds so in any case: a ConvInteger of several groups reads or
+    makes them. `on_any_cpu` asks for the same integers on CPUs whose products of uint8 and int8 saturate.
+    """
+
+    def __init__(
+        self,
+        grids: Mapping[str, Grid],
+        shapes: Mapping[str, Sequence[int | None]],
+        *,
+        channels_first: Container[str] = (),
+        on_any_cpu: bool = True,
+    ) -> None:
+        self.grids, self.shapes = dict(grids), dict(shapes)
+        self.channels_first, self.on_any_cpu = channels_first, on_any_cpu
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._once: set[str] = set()
@@ -67,6 +79,11 @@ class Writer:
     def split(self, source: str, lengths: str, outputs: Sequence[str]) -> None:
         """The parts of a tensor along axis 1, as long as the constant `lengths` says."""
         self.nodes.append(helper.make_node("Split", [source, lengths], outputs, name=f"{outputs[0]}_Split", axis=1))
+
+    def sizes(self, tensor: str) -> list[int]:
+        """The spatial sizes of a tensor (N, C, sizes...); none where one of them is not known."""
+        known = [size for size in self.shapes.get(tensor, ())[2:] if size is not None]
+        return known if len(known) + 2 == len(self.shapes.get(tensor, ())) else []
 
     def zero_point(self, tensor: str) -> str:
         """The constant that holds the zero-point of an 8-bit tensor."""

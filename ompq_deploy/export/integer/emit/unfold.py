@@ -1,0 +1,85 @@
+"""A convolution as a matrix product with channels last: onnxruntime computes it several times as fast as ConvInteger.
+
+    columns[n, o, t C + c] = x[n, o stride + t dilation - pad, c]       o: places of the output, t: of the kernel
+    acc[n, o]              = columns[n, o] @ weights                    weights (T C, C_out)
+
+(im2col; Chellapilla, Puri and Simard 2006.) Where one such convolution follows another, onnxruntime lets the
+transpositions between them cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from math import prod
+
+import numpy as np
+
+from ompq_deploy.export.integer.emit.products import Codes, multiply
+from ompq_deploy.export.integer.emit.writer import Writer
+from ompq_deploy.export.integer.geometry import output_sizes, pad_widths
+from ompq_deploy.export.integer.program import IntegerConv
+from ompq_deploy.export.integer.rules import Int8, Window
+
+LARGEST_COLUMNS = 1 << 23
+"""Bytes per sample. Larger ones are left to ConvInteger, for the memory they take."""
+
+
+def unfolds(writer: Writer, conv: IntegerConv) -> bool:
+    """Whether a convolution is to be a matrix product: one group, and sizes known.
+
+    Between tensors that lie channels first in any case, a kernel of one place gains less than transposing costs.
+    """
+    sizes, window = writer.sizes(conv.input), conv.window
+    if conv.groups > 1 or not sizes:
+        return False
+    if prod(window.kernel) == 1 and (conv.input in writer.channels_first or conv.output in writer.channels_first):
+        return False
+    return prod(output_sizes(window, sizes)) * conv.weights[0].size <= LARGEST_COLUMNS
+
+
+def matrix(weights: Int8) -> Int8:
+    """(C_out, C, kernel...) as (T C, C_out)."""
+    return np.ascontiguousarray(np.moveaxis(weights, (0, 1), (-1, -2)).reshape(-1, len(weights)))
+
+
+def unfolded(
+    writer: Writer, source: Codes, weights: Sequence[str], window: Window, sizes: Sequence[int], output: str
+) -> str:
+    """The convolution of `source` (N, C, sizes...) with the `factors` of its weights as a `matrix`: int32 (N, C_out,
+    places...)."""
+    rank = len(sizes)
+    x = writer.node("Transpose", [source.tensor], f"{output}_channels_last", perm=[0, *range(2, rank + 2), 1])
+    if prod(window.kernel) > 1 or prod(window.strides) > 1 or any(window.pads):
+        x = _columns(writer, Codes(tensor=x, zero=source.zero), window, sizes, output)
+    total = multiply(writer, Codes(tensor=x, zero=source.zero), weights, f"{output}_product")
+    return writer.node("Transpose", [total], output, perm=[0, rank + 1, *range(1, rank + 1)])
+
+
+def _columns(writer: Writer, source: Codes, window: Window, sizes: Sequence[int], output: str) -> str:
+    """What each place of the output is made from, (N, places..., T C): gathered from (N, sizes..., C)."""
+    x, widths = source.tensor, pad_widths(window, len(sizes))
+    if any(window.pads):
+        begins, ends = zip((0, 0), *widths, (0, 0), strict=True)
+        pads = writer.constant(f"{output}_pads", np.array([*begins, *ends], np.int64))
+        x = writer.node("Pad", [x, pads, writer.uint8(source.zero)], f"{output}_padded")
+    padded = [size + before + after for size, (before, after) in zip(sizes, widths, strict=True)]
+    flat = writer.constant(f"{output}_flat_shape", np.array([0, prod(padded), -1], np.int64))
+    x = writer.node("Reshape", [x, flat], f"{output}_flat")
+    places = output_sizes(window, sizes)
+    x = writer.node("Gather", [x, _positions(writer, window, padded, places, output)], f"{output}_gathered", axis=1)
+    joined = writer.constant(f"{output}_columns_shape", np.array([0, *places, -1], np.int64))
+    return writer.node("Reshape", [x, joined], f"{output}_columns")
+
+
+def _positions(writer: Writer, window: Window, padded: Sequence[int], places: Sequence[int], output: str) -> str:
+    """Where each element of the columns lies in the flat tensor, int32 (places..., kernel...): a sum over the axes,
+    which onnxruntime evaluates when it starts, and which takes little room in the file."""
+    rank, terms = len(padded), []
+    for axis, (count, kernel) in enumerate(zip(places, window.kernel, strict=True)):
+        steps = np.add.outer(np.arange(count) * window.strides[axis], np.arange(kernel) * window.dilations[axis])
+        shape = np.ones(2 * rank, int)
+        shape[[axis, rank + axis]] = steps.shape
+        positions = (steps * prod(padded[axis + 1 :])).reshape(shape).astype(np.int32)
+        terms.append(writer.constant(f"{output}_positions{axis}", positions))
+    return reduce(lambda a, b: writer.node("Add", [a, b], f"{b}_sum"), terms)
