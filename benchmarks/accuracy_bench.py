@@ -63,7 +63,7 @@ class Bench:
         size = cell.budget(self.graph)
         with tempfile.TemporaryDirectory() as out:
             command = [
-                sys.executable, "-m", "ompq_deploy.cli", str(self.model), "--size", size, "--bits", cell.bits,
+                sys.executable, "-m", "ompq_deploy", str(self.model), "--size", size, "--bits", cell.bits,
                 "--effort", effort, "--target", "onnx", "--target", "integer", *cell.flags,
                 "--calib", str(self.calib), *self.case.preprocess_flags,
                 *(() if self.further else ("--samples", str(len(self.calibration)))),

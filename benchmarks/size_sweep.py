@@ -101,7 +101,7 @@ def row(case: Case, share: int, shared: Path, extra: list[str]) -> list[str] | N
     budget = int8_bytes(model) * share // 100
     with tempfile.TemporaryDirectory() as out:
         command = [
-            sys.executable, "-m", "ompq_deploy.cli", str(model), "--size", f"{budget}B", "--out", out, "--json",
+            sys.executable, "-m", "ompq_deploy", str(model), "--size", f"{budget}B", "--out", out, "--json",
             "--calib", str(shared / "data" / case.calib), "--eval", str(shared / "data" / case.labelled),
             "--preprocess", case.preprocess, "--quiet", *extra,
         ]  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ompq_deploy.errors import BadInput, OmpqError
+from ompq_deploy.errors import INTERRUPTED, BadInput, OmpqError
 from ompq_deploy.options import (
     ARITHMETIC,
     DATA,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from ompq_deploy.finish import Deployment
 
 INTERNAL_ERROR = 70
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 TERMINATED = 143
 LOG_EVERY = 30.0

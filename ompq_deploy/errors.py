@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 class OmpqError(Exception):
     """Base of every error the command line reports without a traceback.

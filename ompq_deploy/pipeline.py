@@ -88,14 +88,20 @@ def make_plan(calibrated: Calibrated, settings: PlanSettings, watch: Stopwatch, 
 
 
 def engine_measure(graph: PreparedGraph, captured: Capture) -> Callable[[BitPlan], int]:
-    """A function that builds the engine of a plan, weights rounded to nearest, and tells its bytes."""
+    """A function that builds the engine of a plan, weights rounded to nearest, and tells its bytes; once for the same
+    widths."""
     backend = find_backend("auto")
     if backend is None:
         raise BackendMissing(no_backend_note(), where="--size-of engine", fix="install one of them, or count the file")
     quick = QuantizeSettings(effort="quick", calibration_method="minmax", bias_correction=False)
 
+    known: dict[tuple[int, ...], int] = {}
+
     def measure(plan: BitPlan) -> int:
-        return len(build_engine(tensorrt_graph(quantize(graph, captured, plan, quick)), backend).plan)
+        widths = tuple(plan.bits().values())
+        if widths not in known:
+            known[widths] = len(build_engine(tensorrt_graph(quantize(graph, captured, plan, quick)), backend).plan)
+        return known[widths]
 
     return measure
 

@@ -534,7 +534,7 @@ def test_a_run_replaces_what_an_earlier_one_wrote(run: Run, deployed: Path, resi
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_a_full_disk_behind_standard_output_is_a_plain_error(flags: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "ompq_deploy.cli", "doctor", *flags]
+        command = [sys.executable, "-m", "ompq_deploy", "doctor", *flags]
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith("error: cannot write: No space left on device\n  where: standard output")
@@ -543,10 +543,24 @@ def test_a_full_disk_behind_standard_output_is_a_plain_error(flags: tuple[str, .
 def test_a_reader_that_is_gone_is_no_failed_gate_and_no_defect() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "ompq_deploy.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "ompq_deploy", "doctor", "--json"]
     run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (run.returncode, run.stderr) == (141, "")
+
+
+def test_ctrl_c_while_the_command_loads_ends_quietly() -> None:
+    pressed = """
+import runpy, sys
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ompq_deploy.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, CtrlC())
+runpy.run_module("ompq_deploy", run_name="__main__")
+"""
+    run = subprocess.run([sys.executable, "-c", pressed], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "")
 
 
 @pytest.fixture

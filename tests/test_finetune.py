@@ -244,7 +244,7 @@ def test_two_processes_train_as_one(residual_model: Path, settings: FinetuneSett
     alone = replace(settings, training=replace(SETTINGS, epochs=1))
     finetune(residual_model, alone)
     run = in_two_processes(
-        "-m", "ompq_deploy.cli", "finetune", residual_model, "--plan", settings.plan, "--train", settings.train[0],
+        "-m", "ompq_deploy", "finetune", residual_model, "--plan", settings.plan, "--train", settings.train[0],
         "--out", pair, "--epochs", "1", "--batch", SETTINGS.batch, "--lr", SETTINGS.lr, "--distill", SETTINGS.distill,
         "--hold-out", SETTINGS.hold_out, "--target", "onnx", "--target", "integer", "--threads", "1", "--json",
     )  # fmt: skip

@@ -7,6 +7,7 @@ ConvTranspose     full = stride (in - 1) + output_padding + dilation (kernel - 1
 
 Windows           out = floor((in + pads - dilation (kernel - 1) - 1) / stride) + 1
 
+    Under SAME pads make out = ceil(in / stride); the larger half of an odd number stands at the end under SAME_UPPER.
     A pool in ceil mode rounds up instead, dropping a last window that would start beyond the input and its leading pad;
     the same positions follow from the floor formula with more padding at the end.
 """
@@ -38,6 +39,16 @@ def transposed_pads(
         begins.append(cut // 2 if automatic == "SAME_UPPER" else cut - cut // 2)
         ends.append((total if "output_shape" in settings else cut) - begins[-1])
     return tuple(begins), tuple(ends)
+
+
+def same_pads(
+    sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], *, upper: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Pads in front and at the end of every axis under `auto_pad` SAME, SAME_UPPER if `upper`."""
+    axes = zip(sizes, kernel, strides, dilations, strict=True)
+    totals = [max((math.ceil(s / stride) - 1) * stride + d * (k - 1) + 1 - s, 0) for s, k, stride, d in axes]
+    less, more = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
+    return (less, more) if upper else (more, less)
 
 
 def positions(

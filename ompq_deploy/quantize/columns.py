@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ompq_deploy.artifacts import Layer
 from ompq_deploy.graph.index import attributes
-from ompq_deploy.graph.pads import transposed_pads
+from ompq_deploy.graph.pads import same_pads, transposed_pads
 
 MOST_COLUMNS = 4608
 """A 3 x 3 kernel on 512 channels. The covariances of a first fully connected layer (9,216 inputs in AlexNet, 25,088 in
@@ -38,9 +38,7 @@ class Window:
     spread: tuple[int, ...]
 
 
-def window_of(
-    layer: Layer, node: onnx.NodeProto, input_sizes: tuple[int, ...], output_sizes: tuple[int, ...]
-) -> Window:
+def window_of(layer: Layer, node: onnx.NodeProto, input_sizes: tuple[int, ...]) -> Window:
     """The window of a node of a Conv or ConvTranspose layer; pads follow from the sizes where the node leaves them to
     the runtime."""
     settings = attributes(node)
@@ -48,17 +46,14 @@ def window_of(
     ones = (1,) * len(kernel)
     strides = tuple(settings.get("strides", ones))
     dilations = tuple(settings.get("dilations", ones))
-    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
     if layer.op == "ConvTranspose":
         begins, _ = transposed_pads(settings, input_sizes, kernel)
-        flipped = tuple(r - begin for r, begin in zip(reach, begins, strict=True))
+        flipped = tuple(d * (k - 1) - begin for d, k, begin in zip(dilations, kernel, begins, strict=True))
         return Window(kernel=kernel, strides=ones, dilations=dilations, begins=flipped, spread=strides)
     begins = tuple(settings.get("pads", [0] * len(kernel)))[: len(kernel)]
     automatic = settings.get("auto_pad", "NOTSET")
     if automatic.startswith("SAME"):
-        sizes = zip(input_sizes, output_sizes, strides, reach, strict=True)
-        total = [max((out - 1) * stride + r + 1 - size, 0) for size, out, stride, r in sizes]
-        begins = tuple(t // 2 if automatic == "SAME_UPPER" else t - t // 2 for t in total)
+        begins, _ = same_pads(input_sizes, kernel, strides, dilations, upper=automatic == "SAME_UPPER")
     return Window(kernel=kernel, strides=strides, dilations=dilations, begins=begins, spread=ones)
 
 
@@ -126,7 +121,7 @@ def input_columns(
     """What the layer multiplies at some output positions, (G, K, P), in the type of `x`; `zero` stands for padding."""
     if not layer.op.startswith("Conv"):
         return _rows(x, positions)
-    window = window_of(layer, node, x.shape[2:], output_sizes)
+    window = window_of(layer, node, x.shape[2:])
     batch, channels, sizes = x.shape[0], x.shape[1], x.shape[2:]
     flat = x.reshape(batch, channels, -1)
     where = np.unravel_index(positions, output_sizes)

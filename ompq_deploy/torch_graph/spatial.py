@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ompq_deploy.graph.pads import ceil_ends, transposed_pads
+from ompq_deploy.graph.pads import ceil_ends, same_pads, transposed_pads
 from ompq_deploy.graph.resampling import Taps, resized, scaled_length
 from ompq_deploy.torch_graph.movement import pad_axis
 
@@ -125,12 +125,7 @@ def padding(
     if auto_pad in ("NOTSET", "VALID"):
         amounts = tuple(pads) if pads and auto_pad == "NOTSET" else (0,) * (2 * rank)
         return amounts[:rank], amounts[rank:]
-    total = [
-        max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
-    ]
-    less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+    return same_pads(sizes, kernel, strides, dilations, upper=auto_pad == "SAME_UPPER")
 
 
 def pad_spatial(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:

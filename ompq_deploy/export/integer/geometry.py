@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.rules import Int64, Window
 from ompq_deploy.graph.index import GraphIndex, attributes
-from ompq_deploy.graph.pads import ceil_ends, positions, transposed_pads
+from ompq_deploy.graph.pads import ceil_ends, positions, same_pads, transposed_pads
 
 
 def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
@@ -30,7 +29,8 @@ def window_of(index: GraphIndex, node: onnx.NodeProto, kernel: Sequence[int]) ->
     automatic = settings.get("auto_pad", "NOTSET")
     if automatic.startswith("SAME"):
         sizes = spatial_sizes(index, node, "auto_pad")
-        window = _with_pads(window, _same_pads(window, sizes, upper=automatic == "SAME_UPPER"))
+        begins, ends = same_pads(sizes, kernel, window.strides, window.dilations, upper=automatic == "SAME_UPPER")
+        window = _with_pads(window, (*begins, *ends))
     if settings.get("ceil_mode", 0):
         sizes = spatial_sizes(index, node, "ceil_mode")
         ends = ceil_ends(kernel, window.strides, window.dilations, window.pads, sizes)
@@ -130,12 +130,3 @@ def _split(pads: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _with_pads(window: Window, pads: tuple[int, ...]) -> Window:
     return Window(kernel=window.kernel, strides=window.strides, dilations=window.dilations, pads=pads)
-
-
-def _same_pads(window: Window, sizes: Sequence[int], *, upper: bool) -> tuple[int, ...]:
-    begins, ends = [], []
-    for size, kernel, stride, dilation in zip(sizes, window.kernel, window.strides, window.dilations, strict=True):
-        total = max((math.ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
-        begins.append(total // 2 if upper else total - total // 2)
-        ends.append(total - begins[-1])
-    return (*begins, *ends)
