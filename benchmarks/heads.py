@@ -71,10 +71,9 @@ class Bench:
         """Print one row; the bytes of the file."""
         started = time.perf_counter()
         settings = replace(self.settings, **changes)
-        planned = make_plan(calibrated_graph(self.model, settings), settings, Stopwatch())
-        quantized = run_quantize(
-            planned.graph, planned.capture, planned.plan, planned.samples, settings, planned.document
-        )
+        calibrated = calibrated_graph(self.model, settings)
+        planned = make_plan(calibrated, settings, Stopwatch())
+        quantized = run_quantize(calibrated, planned.capture, planned.plan, settings, planned.document)
         deployed = qdq_model(quantized)
         rows = self.compare(planned, {"W": rounded(planned), "WA8": deployed})
         errors = {mode: [100 * row[mode]["relative_error"] for row in rows] for mode in ("W", "WA8")}

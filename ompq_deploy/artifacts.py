@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -295,6 +295,18 @@ class Grid:
     def steps(self, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """The nearest value in steps, code - zero_point: float32 division, ties to even (ONNX QuantizeLinear)."""
         return np.clip(np.rint(x / np.float32(self.scale)), self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """The graph as it is to be quantized, and the samples that calibrate it. `further` ones, where there are any, are
+    of the same data: they decide between plans, and weights are rounded by them too. `smoothing` is what was done to
+    the graph on account of the samples, exponents per channel by tensor (`passes/smooth.py`)."""
+
+    graph: PreparedGraph
+    samples: Samples
+    further: Samples | None = None
+    smoothing: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

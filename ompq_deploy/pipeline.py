@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from ompq_deploy.artifacts import BitPlan, Capture, PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.artifacts import BitPlan, Calibrated, Capture, PreparedGraph, QuantizedGraph, Samples
 from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.channels import channel_ranges
@@ -44,15 +44,6 @@ from ompq_deploy.settings import DeploySettings, PlanSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """The graph as it is to be quantized, the samples, and what of it was smoothed on them."""
-
-    graph: PreparedGraph
-    samples: Samples
-    smoothing: Smoothing
-
-
-@dataclass(frozen=True, kw_only=True)
 class Planned(Decided):
     """Everything known once the plan stands; what the later stages read."""
 
@@ -68,7 +59,7 @@ def make_plan(calibrated: Calibrated, settings: PlanSettings, watch: Stopwatch, 
     if settings.size_of == "engine":
         measure = engine_measure(graph, captured)
         refuse_too_small(problem.extremes(), problem.budget.size_bytes, measure)
-        losses, contest, note = choose_losses(graph, samples, captured, problem, "size", settings, watch)
+        losses, contest, note = choose_losses(calibrated, captured, problem, "size", settings, watch)
         with watch.stage("engine fit"):
             plan = fit_engine(
                 problem.sizes,
@@ -77,7 +68,7 @@ def make_plan(calibrated: Calibrated, settings: PlanSettings, watch: Stopwatch, 
                 lambda sizes: replace(problem, sizes=sizes).plan(losses),
             )
     else:
-        plan, contest, note = choose_plan(graph, samples, captured, problem.plan, settings, watch)
+        plan, contest, note = choose_plan(calibrated, captured, problem.plan, settings, watch)
     document = plan_document(plan, graph, samples, settings.recorded(), watch.seconds)
     document |= {
         "contest": contest.document() if contest else None,
@@ -115,9 +106,10 @@ def prepare_graph(model: Path, settings: PlanSettings, smoothing: Smoothing | No
     return _smoothed(graph, smoothing or {})
 
 
-def calibrated_graph(model: Path, settings: PlanSettings) -> Calibrated:
-    """The graph, smoothed on the samples where the settings allow it. Raises BadInput where it computes something else
-    than the file."""
+def calibrated_graph(model: Path, settings: PlanSettings, *, quantizing: bool = True) -> Calibrated:
+    """The graph, smoothed on the samples where the settings allow it. What only the quantization needs is loaded if
+    that is to follow, or if the contest of plans has one. Raises BadInput where the graph computes something else than
+    the file."""
     graph = prepare_graph(model, settings)
     samples = calibration_samples(graph, settings)
     smoothing: Smoothing = {}
@@ -126,7 +118,8 @@ def calibrated_graph(model: Path, settings: PlanSettings) -> Calibrated:
         smoothing = find_smoothing(graph, among, channel_ranges(graph, axes, samples, settings.threads))
     graph = _smoothed(graph, smoothing)
     refuse_other_function(graph, samples, settings.input_shapes, settings.threads)
-    return Calibrated(graph=graph, samples=samples, smoothing=smoothing)
+    further = further_samples(graph, samples, settings) if quantizing or refines(settings) else None
+    return Calibrated(graph=graph, samples=samples, further=further, smoothing=smoothing)
 
 
 def _smoothed(graph: PreparedGraph, smoothing: Smoothing) -> PreparedGraph:
@@ -151,8 +144,8 @@ def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings, 
 
 
 def further_samples(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> Samples | None:
-    """More samples of the same data to round weights by: as many as the settings allow, rounding takes and there are,
-    but for those that heads are judged on."""
+    """More samples of the same data to choose the plan and to round weights by: as many as the settings allow, rounding
+    takes and there are, but for those that heads are judged on."""
     room = min(settings.rounding_samples, most_rows(graph)) - len(samples)
     if settings.quantize.effort == "quick" or room < 1:
         return None
@@ -168,10 +161,9 @@ def further_samples(graph: PreparedGraph, samples: Samples, settings: PlanSettin
 
 
 def run_quantize(
-    graph: PreparedGraph,
+    calibrated: Calibrated,
     captured: Capture,
     plan: BitPlan,
-    samples: Samples,
     settings: PlanSettings,
     document: dict[str, Any],
     *,
@@ -181,10 +173,10 @@ def run_quantize(
     """The integers of a plan, at the effort the settings ask for; the `document` of plan.json is told by which samples.
     A killed run with the same `folder` goes on from the CHECKPOINT_FILE there, which the caller removes when everything
     is written."""
-    further = further_samples(graph, samples, settings)
+    samples, further = calibrated.samples, calibrated.further
     note_further(document, samples, further)
     return quantize(
-        graph, captured, plan, settings.quantize, samples=samples, further=further, seed=settings.seed,
+        calibrated.graph, captured, plan, settings.quantize, samples=samples, further=further, seed=settings.seed,
         threads=settings.threads, checkpoint=folder / CHECKPOINT_FILE if folder else None, tell=tell,
     )  # fmt: skip
 
@@ -214,8 +206,8 @@ def deploy(model: Path, settings: DeploySettings, listener: Listener | None = No
         planned = make_plan(calibrated, settings.plan, watch)
         with watch.stage("quantize"):
             quantized = run_quantize(
-                planned.graph, planned.capture, planned.plan, planned.samples, settings.plan,
-                planned.document, folder=settings.out, tell=listener,
+                calibrated, planned.capture, planned.plan, settings.plan, planned.document,
+                folder=settings.out, tell=listener,
             )  # fmt: skip
         deployment = finish(out, planned, quantized, settings, backend, labelled, watch)
     (settings.out / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -225,7 +217,7 @@ def deploy(model: Path, settings: DeploySettings, listener: Listener | None = No
 def _only_planned(model: Path, settings: DeploySettings, watch: Stopwatch) -> Deployment:
     """A dry run. Its plan.json and report are written, but not where they would hide those of a deployment."""
     with watch.stage("prepare"):
-        calibrated = calibrated_graph(model, settings.plan)
+        calibrated = calibrated_graph(model, settings.plan, quantizing=False)
         evaluation_data(calibrated.graph, settings)
     planned = make_plan(calibrated, settings.plan, watch)
     report = report_document(planned.document)

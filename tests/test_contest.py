@@ -17,6 +17,7 @@ from ompq_deploy.allocate import allocate
 from ompq_deploy.artifacts import BitPlan, Budget, Float32, PreparedGraph, QuantizedGraph, Samples, SizeTable
 from ompq_deploy.capture import capture
 from ompq_deploy.errors import BackendMissing
+from ompq_deploy.evaluate.fidelity import MOST_SAMPLES
 from ompq_deploy.evaluate.head_search import find_heads
 from ompq_deploy.evaluate.heads import Reference
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, MetricSettings, round_weights, score
@@ -135,12 +136,9 @@ def test_a_plan_that_reckons_with_refinement_is_refined_whatever_its_rank(graph:
         assert planner.hold(refine=refine).plan.bits() == planner.plans[winner].bits()
 
 
-@pytest.mark.parametrize("small", [True, False])
-def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
-    small: bool, residual_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graph = prepare(residual_model)
-    np.savez(tmp_path / "calib.npz", **samples_of(graph, 32).inputs)
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Samples, Samples]]:
+    """What contests of refined plans round by and judge by, as they are held."""
     pairs: list[tuple[Samples, Samples]] = []
     quantize, run_model = choice.quantize, choice.run_model
 
@@ -154,6 +152,19 @@ def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
 
     monkeypatch.setattr(choice, "quantize", refining)
     monkeypatch.setattr(choice, "run_model", judging)
+    return pairs
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
+    small: bool,
+    residual_model: Path,
+    tmp_path: Path,
+    pairs: list[tuple[Samples, Samples]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = prepare(residual_model)
+    np.savez(tmp_path / "calib.npz", **samples_of(graph, 32).inputs)
     monkeypatch.setattr(choice, "SMALL", 4e9 if small else 0)
     found = {}
     for effort in ("quick", "default"):
@@ -176,6 +187,34 @@ def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
     assert all(entry["refined_loss"] is None for entry in found["quick"]["entries"])
     refined = {e["metric"]: e["refined_loss"] for e in found["default"]["entries"] if e["refined_loss"] is not None}
     assert found["default"]["winner"] == min(refined, key=refined.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("small", "further", "sizes"),
+    [(True, 40, (32, 40)), (True, 300, (32, 256)), (False, 20, (32, 20)), (False, 40, (32, 32))],
+)
+def test_further_samples_judge_where_they_are_more_than_can_be_left_out(
+    small: bool,
+    further: int,
+    sizes: tuple[int, int],
+    residual_model: Path,
+    tmp_path: Path,
+    pairs: list[tuple[Samples, Samples]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each plan is refined once; on small networks every plan is."""
+    graph = prepare(residual_model)
+    np.savez(tmp_path / "calib.npz", **samples_of(graph, 32 + further + MOST_SAMPLES).inputs)
+    monkeypatch.setattr(choice, "SMALL", 4e9 if small else 0)
+    settings = PlanSettings(size="10%", size_of="weights", bits=BITS, calib=tmp_path / "calib.npz")
+    settings = replace(settings, samples=32, rounding_samples=512)
+    contest = write_plan(residual_model, settings, tmp_path / "out")["contest"]
+    assert {(len(seen), len(unseen)) for seen, unseen in pairs} == {sizes}
+    both = np.concatenate([part.inputs["x"] for part in pairs[0]])
+    assert len(np.unique(both, axis=0)) == sum(sizes)
+    assert contest["refined_samples"] == sizes[1]
+    if small:
+        assert all(entry["refined_loss"] is not None for entry in contest["entries"])
 
 
 def test_without_torch_it_goes_on_with_the_rest_and_says_so(

@@ -735,6 +735,22 @@ def test_parts_of_a_constant_are_weights(tmp_path: Path) -> None:
     assert_equivalent(path, graph)
 
 
+def test_what_is_made_of_constants_alone_is_one(tmp_path: Path) -> None:
+    """Learned queries, normalized and projected before they meet the sample."""
+    g = models.GraphBuilder()
+    queries, gamma, beta, weight = (
+        g.constant(g.random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in {"queries": (1, 5, 4), "gamma": (4,), "beta": (4,), "weight": (4, 4)}.items()
+    )
+    normal = g.node("LayerNormalization", [queries, gamma, beta], "normal", epsilon=1e-5)
+    added = g.node("Add", ["x", g.node("MatMul", [normal, weight], "projected")], "added")
+    last = g.node("MatMul", [added, g.constant(np.eye(4, dtype=np.float32), "w")], "last")
+    path = models.save(g.model(["N", 5, 4], last, ["N", 5, 4]), tmp_path / "m.onnx")
+    graph = prepare(path)
+    assert [node.op_type for node in graph.model.graph.node] == ["Add", "MatMul"]
+    assert_equivalent(path, graph)
+
+
 def test_padding_by_nothing_is_nothing(tmp_path: Path) -> None:
     g = models.GraphBuilder()
     weights = [g.constant(g.random.standard_normal((5, 5)).astype(np.float32), name) for name in ("A", "B")]

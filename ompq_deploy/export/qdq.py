@@ -150,7 +150,7 @@ class _Writer:
 
         The pair changes no value, but onnxruntime computes a layer in integers only where its input comes from one. It
         carries the pair behind Reshape and Transpose by itself, and not behind Flatten, Pad or Slice; there it rounds
-        the input of a MatMul once more (`sessions.FLOAT_PRODUCTS`).
+        the input of a MatMul once more (its MatMulNBits).
         """
         if self.names.dequantized(name) not in self._paired:
             self._add_pair(name, grid)

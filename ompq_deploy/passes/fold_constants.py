@@ -8,13 +8,13 @@ counts as an activation.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 from onnxscript import optimizer
 
+SEVERAL_OUTPUTS = ("Split", "LayerNormalization")
 LARGEST_FOLDED = 1 << 26
 """Numbers in the largest tensor that is folded, unless what it is made from is larger."""
 
@@ -22,7 +22,7 @@ LARGEST_FOLDED = 1 << 26
 def fold_constants(model: ir.Model) -> bool:
     """Fold in place; True if anything changed."""
     before = len(model.graph)
-    split = _fold_splits(model)
+    several = _fold_several_outputs(model)
     result = optimizer.fold_constants(
         model,
         onnx_shape_inference=True,
@@ -31,36 +31,23 @@ def fold_constants(model: ir.Model) -> bool:
         should_fold=lambda node: True if node.op_type == "ConstantOfShape" else None,
     )
     optimizer.remove_unused_nodes(model)
-    return split or bool(result.modified) or len(model.graph) != before
+    return several or bool(result.modified) or len(model.graph) != before
 
 
-def _fold_splits(model: ir.Model) -> bool:
-    """Fold the Split nodes of constants, as of the weights that an attention projects by; the optimizer leaves nodes of
-    several outputs alone."""
+def _fold_several_outputs(model: ir.Model) -> bool:
+    """Fold what the optimizer leaves alone, nodes that may have several outputs: a Split of the weights that an
+    attention projects by, the LayerNormalization of learned queries."""
     changed = False
-    for node in [node for node in model.graph if node.op_type == "Split" and not node.domain]:
-        parts = _parts(node)
-        if parts is None:
+    for node in [node for node in model.graph if node.op_type in SEVERAL_OUTPUTS and not node.domain]:
+        constants = {str(x.name): ir.convenience.get_const_tensor(x) for x in node.inputs if x is not None}
+        feeds = {name: tensor.numpy() for name, tensor in constants.items() if tensor is not None}
+        if len(feeds) < len(constants):
             continue
-        constants = [ir.node("Constant", [], {"value": ir.tensor(part)}) for part in parts]
+        opset = model.graph.opset_imports[""]
+        found = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(None, feeds)
+        values = [ir.node("Constant", [], {"value": ir.tensor(np.asarray(value))}) for value in found]
         ir.convenience.replace_nodes_and_values(
-            model.graph, node, [node], constants, node.outputs, [constant.outputs[0] for constant in constants]
+            model.graph, node, [node], values, node.outputs, [value.outputs[0] for value in values]
         )
         changed = True
     return changed
-
-
-def _parts(node: ir.Node) -> list[NDArray[Any]] | None:
-    """What a Split makes of a constant; None where it reads anything else."""
-    value, *rest = (ir.convenience.get_const_tensor(x) if x is not None else None for x in node.inputs)
-    if value is None:
-        return None
-    array, axis = value.numpy(), node.attributes.get_int("axis", 0)
-    if rest:
-        if rest[0] is None:
-            return None
-        ends = np.cumsum(rest[0].numpy())
-    else:
-        step = -(-array.shape[axis] // len(node.outputs))
-        ends = np.arange(1, len(node.outputs) + 1) * step
-    return np.split(array, ends[:-1], axis)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ompq_deploy.artifacts import BitPlan, Capture, Float32, PreparedGraph, Samples, Scores
+from ompq_deploy.artifacts import BitPlan, Calibrated, Capture, Float32, PreparedGraph, Samples, Scores
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, round_weights, score
@@ -18,13 +18,16 @@ from ompq_deploy.planning.pareto import halfway
 from ompq_deploy.quantize import quantize
 from ompq_deploy.quantize.columns import parts
 from ompq_deploy.quantize.refined_rounding import refined_rounding
-from ompq_deploy.runtime.batches import select
+from ompq_deploy.runtime.batches import evenly, select
 from ompq_deploy.runtime.runner import run_model
 from ompq_deploy.runtime.timing import Listener, Stopwatch, within
 from ompq_deploy.settings import PlanSettings
 
 FINALISTS = {"default": 2, "extensive": len(CONTESTANTS)}
-"""Plans refined beside that of `kl-refined` before one is chosen, on small networks; on others it is one or none."""
+"""Plans refined beside that of `kl-refined` before one is chosen, on small networks, where each is refined four times;
+all where once is enough. On other networks it is one or none."""
+MOST_JUDGES = 256
+"""Further samples that decide between the refined plans of small networks; on others as many as calibrate do."""
 SMALL = 4e9
 """`work` up to which every plan is refined four times, and `kl` takes part beside `kl-refined`. Larger networks cannot
 afford that in the two minutes of `default`."""
@@ -49,14 +52,14 @@ def work(graph: PreparedGraph, samples: int) -> int:
 
 
 def choose_plan(
-    graph: PreparedGraph,
-    samples: Samples,
+    calibrated: Calibrated,
     captured: Capture,
     solve: Callable[[Scores], BitPlan],
     settings: PlanSettings,
     watch: Stopwatch,
 ) -> tuple[BitPlan, Contest | None, str]:
     """The plan under the metric asked for, or the winner of the contest and its record; and the metric's note."""
+    graph, samples = calibrated.graph, calibrated.samples
     if settings.metric.name != "auto":
         with watch.stage("score"):
             tell = within("score", watch.listener)
@@ -85,7 +88,7 @@ def choose_plan(
         if refines(settings):
             cost = work(graph, len(samples))
             left_out = "" if cost <= SMALL else "kl"
-            refine = _refinement(graph, samples, captured, settings, cost, tell)
+            refine = _refinement(calibrated, captured, settings, cost, tell)
         contest = hold_contest(
             graph, plan_under, [metric for metric in CONTESTANTS if metric != left_out], divided, evidence.rounding,
             refine=refine, threads=settings.threads,
@@ -95,8 +98,7 @@ def choose_plan(
 
 
 def choose_losses(
-    graph: PreparedGraph,
-    samples: Samples,
+    calibrated: Calibrated,
     captured: Capture,
     problem: Allocation,
     over: str,
@@ -111,7 +113,7 @@ def choose_losses(
         seen[scores.metric] = scores
         return problem.limited(over, halfway(problem.problem(scores), over)).plan(scores)
 
-    plan, contest, note = choose_plan(graph, samples, captured, halfway_plan, settings, watch)
+    plan, contest, note = choose_plan(calibrated, captured, halfway_plan, settings, watch)
     return seen[plan.metric], contest, note
 
 
@@ -130,19 +132,19 @@ def _evidence(
 
 
 def _refinement(
-    graph: PreparedGraph,
-    samples: Samples,
-    captured: Capture,
-    settings: PlanSettings,
-    cost: float,
-    tell: Listener | None,
+    calibrated: Calibrated, captured: Capture, settings: PlanSettings, cost: float, tell: Listener | None
 ) -> Refine:
     """The contest's `refine`: closed form, without copies of the images, and with gradients under `extensive` alone,
-    which has the time."""
+    which has the time. Plans are judged by further samples where those are more than may be left out in turn."""
+    graph, samples, further = calibrated.graph, calibrated.samples, calibrated.further
     names = QdqNames(graph)
     effort, thorough = settings.quantize.effort, cost <= SMALL
     places = folds(len(samples), every=thorough)
+    judges = select(samples, np.concatenate([unseen for _, unseen in places]))
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
+    if further is not None and len(further) > len(judges):
+        judges = evenly(further, MOST_JUDGES if thorough else len(samples))
+        rounds = [(samples, judges)]
     fisher = settings.quantize.fisher if effort == "extensive" else "off"
     rounding = replace(settings.quantize, effort="default", fisher=fisher, augment="none")
 
@@ -157,9 +159,11 @@ def _refinement(
             found.append(run_model(qdq_model(quantized), wanted, unseen, graph.batch, settings.threads))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    finalists = FINALISTS[effort] if thorough else int(effort == "extensive" or cost < LARGE)
+    finalists = int(effort == "extensive" or cost < LARGE)
+    if thorough:
+        finalists = FINALISTS[effort] if len(rounds) > 1 else len(CONTESTANTS)
     return Refine(
-        samples=select(samples, np.concatenate([unseen for _, unseen in places])),
+        samples=judges,
         outputs=outputs,
         finalists=finalists,
         seeded=(REFINED,),

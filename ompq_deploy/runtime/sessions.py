@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 ERRORS_ONLY = 3
-FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
-"""A MatMul of stored integers whose other input comes from no Q/DQ pair is computed in float32. By default onnxruntime
-rounds that input to int8 on the way, by its own scale of the moment."""
 EXACT_PRODUCTS = (("session.x64quantprecision", "1"), ("session.disable_quant_qdq", "1"))
 """Where products of uint8 and int8 saturate: integers are multiplied by kernels that add in int32, and Q/DQ models in
 float32, as the first of the two does not start some of them."""
@@ -34,8 +31,9 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = resolved(threads)
-    for entry in (FLOAT_PRODUCTS, *(EXACT_PRODUCTS if products_saturate() else ())):
-        options.add_session_config_entry(*entry)
+    if products_saturate():
+        for entry in EXACT_PRODUCTS:
+            options.add_session_config_entry(*entry)
     return options
 
 

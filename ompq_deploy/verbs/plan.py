@@ -33,7 +33,7 @@ def write_plan(model: Path, settings: PlanSettings, folder: Path, listener: List
     watch = Stopwatch(listener)
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            calibrated = calibrated_graph(model, settings)
+            calibrated = calibrated_graph(model, settings, quantizing=False)
         planned = make_plan(calibrated, settings, watch, quantizing=False)
         write_plan_files(out, planned.document)
     return planned.document
@@ -56,12 +56,12 @@ def write_pareto(
     watch = Stopwatch(listener)
     with OutputFolder(folder) as out:
         with watch.stage("prepare"):
-            calibrated = calibrated_graph(model, settings)
+            calibrated = calibrated_graph(model, settings, quantizing=False)
             graph, samples = calibrated.graph, calibrated.samples
             problem = allocation(graph, settings)
         with watch.stage("capture"):
             captured = run_capture(graph, samples, settings, histograms=refines(settings))
-        losses, _, _ = choose_losses(graph, samples, captured, problem, over, settings, watch)
+        losses, _, _ = choose_losses(calibrated, captured, problem, over, settings, watch)
         with watch.stage("front"):
             found = front(problem.problem(losses), graph.layers, over, points, seed=settings.seed)
         facts = {"model": graph.source.name, "sha256": graph.sha256, "metric": losses.metric}
