@@ -201,7 +201,7 @@ def quantize(plan_path: Path, **flags: Any) -> None:
 def finetune(model: Path, **flags: Any) -> None:
     """Train the integers of a plan on data, then export, build, verify and report as the whole job does.
 
-    Several processes: torchrun --nproc-per-node N -m ompq_deploy.cli finetune ...
+    Several processes: torchrun --nproc-per-node N -m ompq_deploy finetune ...
     """
     from ompq_deploy.finetune import run
     from ompq_deploy.finetune.settings import FinetuneSettings

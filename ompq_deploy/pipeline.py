@@ -34,7 +34,7 @@ from ompq_deploy.passes.equalize import equalize
 from ompq_deploy.passes.input_sizes import refuse_open_sizes
 from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smooth
 from ompq_deploy.planning import allocation
-from ompq_deploy.planning.choice import choose_losses, choose_plan, refines
+from ompq_deploy.planning.choice import choose_losses, choose_plan, judged_by_further, refines
 from ompq_deploy.prepare import load_model, load_sized, prepare, rewritten
 from ompq_deploy.quantize import QuantizeSettings, most_rows, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
@@ -118,7 +118,8 @@ def calibrated_graph(model: Path, settings: PlanSettings, *, quantizing: bool = 
         smoothing = find_smoothing(graph, among, channel_ranges(graph, axes, samples, settings.threads))
     graph = _smoothed(graph, smoothing)
     refuse_other_function(graph, samples, settings.input_shapes, settings.threads)
-    further = further_samples(graph, samples, settings) if quantizing or refines(settings) else None
+    wanted = quantizing or judged_by_further(graph, settings)
+    further = further_samples(graph, samples, settings) if wanted else None
     return Calibrated(graph=graph, samples=samples, further=further, smoothing=smoothing)
 
 

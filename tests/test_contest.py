@@ -22,6 +22,7 @@ from ompq_deploy.evaluate.head_search import find_heads
 from ompq_deploy.evaluate.heads import Reference
 from ompq_deploy.metrics import CONTESTANTS, REFINED, Evidence, MetricSettings, round_weights, score
 from ompq_deploy.numerics import packed_bytes
+from ompq_deploy.pipeline import calibrated_graph
 from ompq_deploy.planning import choice, contest
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings
@@ -190,19 +191,27 @@ def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
 
 
 @pytest.mark.parametrize(
-    ("small", "further", "sizes"),
-    [(True, 40, (32, 40)), (True, 300, (32, 256)), (False, 20, (32, 20)), (False, 40, (32, 32))],
+    ("small", "further", "sizes", "judges"),
+    [
+        (True, 40, (32, 40), 40),
+        (True, 300, (32, 256), 256),
+        (True, 20, (24, 8), 32),
+        (False, 20, (32, 20), 20),
+        (False, 40, (32, 32), 32),
+        (False, 5, (24, 8), 8),
+    ],
 )
 def test_further_samples_judge_where_they_are_more_than_can_be_left_out(
     small: bool,
     further: int,
     sizes: tuple[int, int],
+    judges: int,
     residual_model: Path,
     tmp_path: Path,
     pairs: list[tuple[Samples, Samples]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each plan is refined once; on small networks every plan is."""
+    """Each plan is refined once then; on small networks every plan is."""
     graph = prepare(residual_model)
     np.savez(tmp_path / "calib.npz", **samples_of(graph, 32 + further + MOST_SAMPLES).inputs)
     monkeypatch.setattr(choice, "SMALL", 4e9 if small else 0)
@@ -212,9 +221,31 @@ def test_further_samples_judge_where_they_are_more_than_can_be_left_out(
     assert {(len(seen), len(unseen)) for seen, unseen in pairs} == {sizes}
     both = np.concatenate([part.inputs["x"] for part in pairs[0]])
     assert len(np.unique(both, axis=0)) == sum(sizes)
-    assert contest["refined_samples"] == sizes[1]
-    if small:
-        assert all(entry["refined_loss"] is not None for entry in contest["entries"])
+    assert contest["refined_samples"] == judges
+    assert all(entry["refined_loss"] for entry in contest["entries"]) == (small and further > 32)
+
+
+def test_with_few_samples_and_no_others_the_best_plans_alone_are_refined(
+    residual_model: Path, tmp_path: Path, pairs: list[tuple[Samples, Samples]]
+) -> None:
+    np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 8).inputs)
+    settings = PlanSettings(size="10%", size_of="weights", bits=BITS, calib=tmp_path / "calib.npz", samples=8)
+    write_plan(residual_model, settings, tmp_path / "out")
+    assert len(pairs) <= choice.FINALISTS["default"] + 1
+
+
+@pytest.mark.parametrize(
+    ("effort", "large", "wanted"), [("default", 0, False), ("extensive", 0, True), ("default", 1e11, True)]
+)
+def test_further_samples_are_loaded_for_a_plan_where_any_is_refined(
+    effort: str, large: float, wanted: bool, residual_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 60).inputs)
+    monkeypatch.setattr(choice, "LARGE", large)
+    settings = PlanSettings(size="10%", calib=tmp_path / "calib.npz", samples=32, rounding_samples=512)
+    settings = replace(settings, quantize=QuantizeSettings(effort=effort))
+    assert (calibrated_graph(residual_model, settings, quantizing=False).further is not None) == wanted
+    assert calibrated_graph(residual_model, settings).further is not None
 
 
 def test_without_torch_it_goes_on_with_the_rest_and_says_so(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from ompq_deploy.artifacts import BitPlan, Budget, PlannedLayer, SizeTable, SolverRecord
+from ompq_deploy import pipeline
+from ompq_deploy.artifacts import BitPlan, Budget, Capture, PlannedLayer, PreparedGraph, SizeTable, SolverRecord
 from ompq_deploy.errors import InfeasibleBudget
 from ompq_deploy.limits.engine_fit import fit_engine, refuse_too_small, stored_constants
 
@@ -55,6 +58,27 @@ def test_the_measured_engine_keeps_the_budget(budget: int, per_wide_layer: int) 
 def test_all_the_room_is_used_where_engines_grow_with_it() -> None:
     plan = fit_engine(SIZES, 2500, engine_with(1000, 0), widest_within(2500))
     assert plan.size_bytes == 1000 + 100 + 400 + 1000
+
+
+def test_the_engine_of_the_same_widths_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def build(model: str, backend: object) -> SimpleNamespace:
+        built.append(model)
+        return SimpleNamespace(plan=bytes(len(model)))
+
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "find_backend": lambda name: object(),
+        "quantize": lambda graph, captured, plan, settings: plan,
+        "tensorrt_graph": lambda plan: "x" * sum(plan.bits().values()),
+        "build_engine": build,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(pipeline, name, stand_in)
+    measure = pipeline.engine_measure(cast(PreparedGraph, None), cast(Capture, None))
+    narrow, wide = plan_of([0, 0, 0], 750), plan_of([1, 1, 1], 1500)
+    assert [measure(plan) for plan in (narrow, wide, narrow, wide)] == [12, 24, 12, 24]
+    assert len(built) == 2
 
 
 def test_a_budget_below_the_smallest_engine_names_it() -> None:

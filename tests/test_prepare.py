@@ -751,6 +751,17 @@ def test_what_is_made_of_constants_alone_is_one(tmp_path: Path) -> None:
     assert_equivalent(path, graph)
 
 
+def test_what_is_made_of_constants_alone_stays_where_the_model_returns_it(tmp_path: Path) -> None:
+    g = models.GraphBuilder()
+    queries, gamma = (g.constant(g.random.standard_normal(4).astype(np.float32), name) for name in ("queries", "gamma"))
+    normal = g.node("LayerNormalization", [queries, gamma], "normal")
+    last = g.node("MatMul", ["x", g.constant(np.eye(4, dtype=np.float32), "w")], "last")
+    model = g.model(["N", 4], g.node("Add", [last, normal], "added"), ["N", 4])
+    model.graph.output.append(helper.make_tensor_value_info(normal, TensorProto.FLOAT, [4]))
+    path = models.save(model, tmp_path / "m.onnx")
+    assert "LayerNormalization" in {node.op_type for node in prepare(path).model.graph.node}
+
+
 def test_padding_by_nothing_is_nothing(tmp_path: Path) -> None:
     g = models.GraphBuilder()
     weights = [g.constant(g.random.standard_normal((5, 5)).astype(np.float32), name) for name in ("A", "B")]

@@ -11,19 +11,25 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ompq_deploy.artifacts import Grid
+from ompq_deploy.artifacts import Grid, Samples
 from ompq_deploy.export.integer.emit import integer_model, unfold
 from ompq_deploy.export.integer.emit.linear import emit_conv
-from ompq_deploy.export.integer.emit.products import LARGEST_SAFE, factors
+from ompq_deploy.export.integer.emit.products import LARGEST_SAFE, summands
 from ompq_deploy.export.integer.emit.writer import Writer, biased
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import DYADIC, TENSORRT, IntegerConv
 from ompq_deploy.export.integer.rules import Window
+from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.simulator.linear import add_bias, convolve
+from ompq_deploy.verify import verify
 from tests import models
-from tests.integer import assert_equal_to_reference, run
+from tests.integer import assert_equal_to_reference, quantized_case, run
 from tests.models import GraphBuilder
 from tests.quantized import inputs, quantize_graph
+from tests.test_integer import CASES
+from tests.test_integer_operators import CASES as OPERATOR_CASES
+
+CONVOLUTIONS = [name for name in CASES | OPERATOR_CASES if name.startswith("conv")]
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
@@ -58,8 +64,16 @@ def emit_one(conv: IntegerConv, grid: Grid, shape: Sequence[int | None]) -> onnx
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
+@pytest.fixture
+def unfold_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small convolutions too, and those whose columns are many."""
+    monkeypatch.setattr(unfold, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(unfold, "MOST_BYTES", 1 << 20)
+
+
 @pytest.mark.parametrize("largest", [7, 127])
 @pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.usefixtures("unfold_all")
 def test_any_window_gives_the_integers_of_the_reference(rank: int, largest: int) -> None:
     random = np.random.default_rng(10 * rank + largest)
     for _ in range(25):
@@ -72,32 +86,67 @@ def test_any_window_gives_the_integers_of_the_reference(rank: int, largest: int)
         np.testing.assert_array_equal(run(model, {"x_quantized": codes})[biased("y")], expected)
 
 
+@pytest.mark.parametrize("case", [*CONVOLUTIONS, "residual_with_constant", "unfused_sum"])
+@pytest.mark.usefixtures("unfold_all")
+def test_convolutions_in_a_network(case: str) -> None:
+    quantized = quantized_case((CASES | OPERATOR_CASES)[case])
+    for arithmetic in (DYADIC, TENSORRT):
+        assert_equal_to_reference(lower(quantized, arithmetic), inputs(quantized.graph))
+
+
+@pytest.mark.usefixtures("unfold_all")
+def test_a_batch_of_none(residual_model: Path) -> None:
+    model = integer_model(lower(quantize_graph(residual_model)))
+    assert operators(model)["MatMulInteger"] > 1
+    assert run(model, {"x": np.zeros((0, 3, 16, 16), np.float32)})["y"].shape == (0, 10)
+
+
+@pytest.mark.usefixtures("unfold_all")
 def test_constant_positions_are_small_in_the_file() -> None:
     conv, _ = draw_conv(np.random.default_rng(0), 2, 7)
     small, large = (emit_one(conv, Grid(scale=1.0), [None, conv.weights.shape[1], n, n]).ByteSize() for n in (50, 100))
     assert large - small < 10 * (100 - 50) * max(conv.window.kernel)
 
 
-@pytest.mark.parametrize("shape", [(None, 3, None, 9), ()])
-def test_a_convolution_whose_sizes_are_not_known_stays_one(shape: tuple[int | None, ...]) -> None:
-    window = Window(kernel=(3, 3), strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0))
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.usefixtures("unfold_all")
+def test_a_weight_changed_in_one_half_is_found(half: int, residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    program = lower(quantized)
+    model = integer_model(program)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == f"main1_relu_out_codes_half{half}")
+    changed = numpy_helper.to_array(tensor).copy()
+    changed[5, 2] ^= 1
+    tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    samples = Samples(inputs=inputs(quantized.graph), labels=None, source="drawn", sha256="")
+    verdict = verify(program, model, qdq_model(quantized), samples)
+    assert not verdict.matches_reference
+    assert verdict.first_departure is not None
+    assert verdict.first_departure.layer == "main1"
+
+
+def unfolds(weights: tuple[int, ...], shape: tuple[int | None, ...], groups: int = 1) -> bool:
+    rank = len(weights) - 2
+    window = Window(kernel=weights[2:], strides=(1,) * rank, dilations=(1,) * rank, pads=(1,) * 2 * rank)
     conv = IntegerConv(
-        name="c", input="x", output="y", weights=np.ones((2, 3, 3, 3), np.int8), bias=np.zeros(2, np.int64),
-        window=window, groups=1, requantize=None,
+        name="c", input="x", output="y", weights=np.ones(weights, np.int8), bias=np.zeros(weights[0], np.int64),
+        window=window, groups=groups, requantize=None,
     )  # fmt: skip
-    assert unfold.unfolds(Writer({}, {"x": (None, 3, 9, 9)}), conv)
-    assert not unfold.unfolds(Writer({}, {"x": shape}), conv)
+    return unfold.unfolds(Writer({}, {"x": shape}), conv)
 
 
-def test_so_does_one_whose_columns_are_large(residual_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = lower(quantize_graph(residual_model))
-    before = operators(integer_model(program))["ConvInteger"]
-    monkeypatch.setattr(unfold, "LARGEST_COLUMNS", 1)
-    layers = sum(isinstance(operation, IntegerConv) for operation in program.operations)
-    assert before < operators(integer_model(program))["ConvInteger"] == layers
-    assert_equal_to_reference(program, inputs(program.graph))
+def test_which_convolutions_become_products() -> None:
+    assert unfolds((16, 16, 3, 3), (None, 16, 32, 32))
+    assert unfolds((64, 16, 3), (None, 16, 32))
+    assert not unfolds((16, 16, 3, 3), (None, 16, None, 32)), "sizes are not known"
+    assert not unfolds((16, 16, 3, 3), ()), "nor is the rank"
+    assert not unfolds((16, 16, 3, 3), (None, 32, 32, 32), groups=2)
+    assert not unfolds((16, 3, 3, 3), (None, 3, 32, 32)), "the first layer"
+    assert not unfolds((2, 32, 3, 3), (None, 32, 32, 32)), "a head of few channels"
+    assert not unfolds((16, 32, 9, 9), (None, 32, 32, 32)), "columns take ten times what the float tensors do"
 
 
+@pytest.mark.usefixtures("unfold_all")
 def test_a_kernel_of_one_place_beside_a_grouped_convolution_stays_one(tmp_path: Path) -> None:
     """Under `tensorrt` the grouped one is a QLinearConv, which onnxruntime runs with channels last."""
     g = GraphBuilder()
@@ -115,9 +164,9 @@ def test_a_kernel_of_one_place_beside_a_grouped_convolution_stays_one(tmp_path: 
 def test_large_weights_are_halved_where_any_cpu_must_agree() -> None:
     every = np.arange(-128, 128).astype(np.int8).reshape(16, 16)
     writer = Writer({}, {})
-    assert len(factors(writer, "all", every)) == 2
+    assert len(summands(writer, "all", every)) == 2
     halves = [numpy_helper.to_array(tensor).astype(int) for tensor in writer.initializers]
     assert max(np.abs(half).max() for half in halves) <= LARGEST_SAFE
     np.testing.assert_array_equal(sum(halves), every)
-    assert factors(writer, "small", np.clip(every, -64, 64)) == ["small"]
-    assert factors(Writer({}, {}, on_any_cpu=False), "whole", every) == ["whole"]
+    assert summands(writer, "small", np.clip(every, -64, 64)) == ["small"]
+    assert summands(Writer({}, {}, on_any_cpu=False), "whole", every) == ["whole"]

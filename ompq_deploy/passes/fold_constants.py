@@ -39,6 +39,8 @@ def _fold_several_outputs(model: ir.Model) -> bool:
     attention projects by, the LayerNormalization of learned queries."""
     changed = False
     for node in [node for node in model.graph if node.op_type in SEVERAL_OUTPUTS and not node.domain]:
+        if any(output.is_graph_output() for output in node.outputs):
+            continue
         constants = {str(x.name): ir.convenience.get_const_tensor(x) for x in node.inputs if x is not None}
         feeds = {name: tensor.numpy() for name, tensor in constants.items() if tensor is not None}
         if len(feeds) < len(constants):

@@ -29,8 +29,8 @@ all where once is enough. On other networks it is one or none."""
 MOST_JUDGES = 256
 """Further samples that decide between the refined plans of small networks; on others as many as calibrate do."""
 SMALL = 4e9
-"""`work` up to which every plan is refined four times, and `kl` takes part beside `kl-refined`. Larger networks cannot
-afford that in the two minutes of `default`."""
+"""`work` up to which a plan is refined four times, or every plan once, and `kl` takes part beside `kl-refined`. Larger
+networks cannot afford that in the two minutes of `default`."""
 LARGE = 1e11
 """`work` from which under `default` no plan is refined for the contest, which then is `kl-refined`'s: minutes for
 ResNet-18 and larger, where one refinement takes one."""
@@ -40,8 +40,13 @@ FORCED_NOTE = "all layers fit at the widest width, so that no metric was asked"
 
 
 def refines(settings: PlanSettings) -> bool:
-    """Whether the contest compares refined networks: those of the run are."""
+    """Whether the contest reckons with refinement: that of the run does."""
     return settings.metric.name == "auto" and settings.quantize.effort in FINALISTS
+
+
+def judged_by_further(graph: PreparedGraph, settings: PlanSettings) -> bool:
+    """Whether the contest refines plans, so that further samples may decide between them."""
+    return refines(settings) and (settings.quantize.effort == "extensive" or work(graph, settings.samples) < LARGE)
 
 
 def work(graph: PreparedGraph, samples: int) -> int:
@@ -142,9 +147,11 @@ def _refinement(
     places = folds(len(samples), every=thorough)
     judges = select(samples, np.concatenate([unseen for _, unseen in places]))
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
+    finalists = FINALISTS[effort] if thorough else int(effort == "extensive" or cost < LARGE)
     if further is not None and len(further) > len(judges):
         judges = evenly(further, MOST_JUDGES if thorough else len(samples))
         rounds = [(samples, judges)]
+        finalists = len(CONTESTANTS) if thorough else finalists
     fisher = settings.quantize.fisher if effort == "extensive" else "off"
     rounding = replace(settings.quantize, effort="default", fisher=fisher, augment="none")
 
@@ -159,9 +166,6 @@ def _refinement(
             found.append(run_model(qdq_model(quantized), wanted, unseen, graph.batch, settings.threads))
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    finalists = int(effort == "extensive" or cost < LARGE)
-    if thorough:
-        finalists = FINALISTS[effort] if len(rounds) > 1 else len(CONTESTANTS)
     return Refine(
         samples=judges,
         outputs=outputs,

@@ -8,8 +8,8 @@ errs most (`distance` in `evaluate/heads.py`, which says why the root). Every fo
 
 Where the run will refine its rounding, that is what decides: the best plans are refined on three quarters of the
 samples, those that the metrics saw, and d of the whole quantized network counts, for a classifier at the temperature
-`SOFTENED`. On small networks each quarter is left out in turn, so that all samples decide (`folds`); where there are
-further samples of the same data, plans are refined once, by all samples, and those decide. Refinement
+`SOFTENED`. On small networks each quarter is left out in turn, so that all samples decide (`folds`); where the
+data hold more samples than that, plans are refined once, by all that calibrate, and further ones decide. Refinement
 undoes most of what rounding to nearest costs, and not the same share for every plan: on MobileNetV2 at a mean of 4.2
 bits the plan of `mpqco` is the best of five when rounded (0.44) and `orm`'s third (0.59); refined they are at 0.27
 and 0.20, and so they are on other images. What is left is so small that at temperature 1 one or two unsure samples
@@ -41,7 +41,7 @@ from ompq_deploy.runtime.runner import run_samples
 HELD_OUT_EVERY = 4
 FEWEST_TO_SPLIT = 16
 UNREFINED_NOTE = "the network is too large to refine plans for the contest: that of {} is taken"
-SHARED_NOTE = f"fewer than {FEWEST_TO_SPLIT} samples: the metrics were scored on the samples of the contest"
+SHARED_NOTE = f"fewer than {FEWEST_TO_SPLIT} samples: metrics were scored, and rounded plans compared, on the same ones"
 
 
 Widths = tuple[int, ...]

@@ -116,15 +116,18 @@ def integer_model(program: IntegerProgram) -> onnx.ModelProto:
 
 
 def _channels_first(program: IntegerProgram) -> frozenset[str]:
-    """The tensors that a ConvInteger of several groups reads or makes."""
+    """The tensors that a ConvInteger of several groups reads or makes; an average pool is one."""
     grouped = [
         operation
         for operation in program.operations
-        if isinstance(operation, IntegerConv)
-        and operation.groups > 1
-        and not isinstance(operation.requantize, FloatRescale)
+        if isinstance(operation, IntegerAveragePool)
+        or (
+            isinstance(operation, IntegerConv)
+            and operation.groups > 1
+            and not isinstance(operation.requantize, FloatRescale)
+        )
     ]
-    return frozenset(name for conv in grouped for name in (conv.input, conv.output))
+    return frozenset(name for operation in grouped for name in (operation.input, operation.output))
 
 
 def _quantize(writer: Writer, name: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ompq_deploy.export.integer.emit.blocks import requantize_blocks
-from ompq_deploy.export.integer.emit.products import Codes, factors, multiply
+from ompq_deploy.export.integer.emit.products import Codes, multiply, summands
 from ompq_deploy.export.integer.emit.qlinear import emit_qlinear_conv
 from ompq_deploy.export.integer.emit.rescale import requantize
 from ompq_deploy.export.integer.emit.unfold import matrix, unfolded, unfolds
@@ -27,11 +27,11 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
         return
     name = f"{conv.output}_codes"
     if unfolds(writer, conv):
-        weights = factors(writer, name, matrix(conv.weights))
+        weights = summands(writer, name, matrix(conv.weights))
         sizes = writer.sizes(conv.input)
         _over_parts(
             writer, conv.input, accumulator(conv.output),
-            lambda part, result: unfolded(writer, part, weights, conv.window, sizes, result),
+            lambda part, result: unfolded(writer, part, weights, conv, sizes, result),
         )  # fmt: skip
     else:
         codes = shifted(writer, name, conv.weights)
@@ -45,7 +45,7 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
 
 def emit_matmul(writer: Writer, matmul: IntegerMatMul) -> None:
     """MatMulInteger, the bias, the requantization."""
-    weights = factors(writer, f"{matmul.output}_codes", matmul.weights)
+    weights = summands(writer, f"{matmul.output}_codes", matmul.weights)
     _over_parts(
         writer, matmul.input, accumulator(matmul.output), lambda part, result: multiply(writer, part, weights, result)
     )

@@ -26,7 +26,7 @@ class Codes:
     zero: int
 
 
-def factors(writer: Writer, name: str, weights: Int8) -> list[str]:
+def summands(writer: Writer, name: str, weights: Int8) -> list[str]:
     """Constants that add up to the weights (K, C_out), each of which is multiplied on its own."""
     if not writer.on_any_cpu or np.abs(weights.astype(np.int16)).max(initial=0) <= LARGEST_SAFE:
         return [writer.constant(name, weights)]

@@ -1,4 +1,4 @@
-"""A convolution as a matrix product with channels last: onnxruntime computes it several times as fast as ConvInteger.
+"""A convolution as a matrix product with channels last, faster in onnxruntime than ConvInteger unless channels are few.
 
     columns[n, o, t C + c] = x[n, o stride + t dilation - pad, c]       o: places of the output, t: of the kernel
     acc[n, o]              = columns[n, o] @ weights                    weights (T C, C_out)
@@ -21,21 +21,29 @@ from ompq_deploy.export.integer.geometry import output_sizes, pad_widths
 from ompq_deploy.export.integer.program import IntegerConv
 from ompq_deploy.export.integer.rules import Int8, Window
 
-LARGEST_COLUMNS = 1 << 23
-"""Bytes per sample. Larger ones are left to ConvInteger, for the memory they take."""
+FEWEST_CHANNELS = 16
+"""Of input and output. A Gather takes its time per place; with fewer channels that is more than the product saves."""
+MOST_BYTES = 8
+"""What the columns, and the positions they are gathered from, may take for each number that the convolution reads or
+makes: twice what the float model takes for these."""
+
+POSITION_BYTES = 4
 
 
 def unfolds(writer: Writer, conv: IntegerConv) -> bool:
-    """Whether a convolution is to be a matrix product: one group, and sizes known.
+    """Whether a convolution is to be a matrix product: one group, sizes known, enough channels, not too much memory.
 
     Between tensors that lie channels first in any case, a kernel of one place gains less than transposing costs.
     """
     sizes, window = writer.sizes(conv.input), conv.window
-    if conv.groups > 1 or not sizes:
+    outputs, channels = conv.weights.shape[:2]
+    if conv.groups > 1 or not sizes or min(outputs, channels) < FEWEST_CHANNELS:
         return False
-    if prod(window.kernel) == 1 and (conv.input in writer.channels_first or conv.output in writer.channels_first):
-        return False
-    return prod(output_sizes(window, sizes)) * conv.weights[0].size <= LARGEST_COLUMNS
+    taps, places = prod(window.kernel), prod(output_sizes(window, sizes))
+    if taps == 1:
+        return conv.input not in writer.channels_first and conv.output not in writer.channels_first
+    numbers = channels * prod(sizes) + outputs * places
+    return taps * places * (channels + POSITION_BYTES) <= MOST_BYTES * numbers
 
 
 def matrix(weights: Int8) -> Int8:
@@ -44,31 +52,33 @@ def matrix(weights: Int8) -> Int8:
 
 
 def unfolded(
-    writer: Writer, source: Codes, weights: Sequence[str], window: Window, sizes: Sequence[int], output: str
+    writer: Writer, source: Codes, weights: Sequence[str], conv: IntegerConv, sizes: Sequence[int], output: str
 ) -> str:
-    """The convolution of `source` (N, C, sizes...) with the `factors` of its weights as a `matrix`: int32 (N, C_out,
-    places...)."""
-    rank = len(sizes)
+    """The convolution of `source` (N, C, sizes...), codes of the input or one byte of them, with the `summands` of its
+    `matrix`: int32 (N, C_out, places...)."""
+    rank, window = len(sizes), conv.window
     x = writer.node("Transpose", [source.tensor], f"{output}_channels_last", perm=[0, *range(2, rank + 2), 1])
     if prod(window.kernel) > 1 or prod(window.strides) > 1 or any(window.pads):
-        x = _columns(writer, Codes(tensor=x, zero=source.zero), window, sizes, output)
+        x = _columns(writer, Codes(tensor=x, zero=source.zero), conv, sizes, output)
     total = multiply(writer, Codes(tensor=x, zero=source.zero), weights, f"{output}_product")
     return writer.node("Transpose", [total], output, perm=[0, rank + 1, *range(1, rank + 1)])
 
 
-def _columns(writer: Writer, source: Codes, window: Window, sizes: Sequence[int], output: str) -> str:
+def _columns(writer: Writer, source: Codes, conv: IntegerConv, sizes: Sequence[int], output: str) -> str:
     """What each place of the output is made from, (N, places..., T C): gathered from (N, sizes..., C)."""
-    x, widths = source.tensor, pad_widths(window, len(sizes))
+    x, window, channels = source.tensor, conv.window, conv.weights.shape[1]
+    widths = pad_widths(window, len(sizes))
     if any(window.pads):
         begins, ends = zip((0, 0), *widths, (0, 0), strict=True)
         pads = writer.constant(f"{output}_pads", np.array([*begins, *ends], np.int64))
         x = writer.node("Pad", [x, pads, writer.uint8(source.zero)], f"{output}_padded")
     padded = [size + before + after for size, (before, after) in zip(sizes, widths, strict=True)]
-    flat = writer.constant(f"{output}_flat_shape", np.array([0, prod(padded), -1], np.int64))
+    flat = writer.constant(f"{output}_flat_shape", np.array([0, prod(padded), channels], np.int64))
     x = writer.node("Reshape", [x, flat], f"{output}_flat")
     places = output_sizes(window, sizes)
     x = writer.node("Gather", [x, _positions(writer, window, padded, places, output)], f"{output}_gathered", axis=1)
-    joined = writer.constant(f"{output}_columns_shape", np.array([0, *places, -1], np.int64))
+    columns = np.array([0, *places, prod(window.kernel) * channels], np.int64)
+    joined = writer.constant(f"{output}_columns_shape", columns)
     return writer.node("Reshape", [x, joined], f"{output}_columns")
 
 
