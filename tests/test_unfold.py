@@ -146,6 +146,17 @@ def test_which_convolutions_become_products() -> None:
     assert not unfolds((16, 32, 9, 9), (None, 32, 32, 32)), "columns take ten times what the float tensors do"
 
 
+def test_the_first_layer_becomes_one_where_the_next_does(tmp_path: Path) -> None:
+    """Otherwise onnxruntime would transpose what follows, in 64 bits where it is added up."""
+    g = GraphBuilder()
+    first = g.node("Relu", [g.conv("x", "first", 3, 16)], "relu")
+    second = g.conv(first, "second", 16, 16)
+    model = g.model(["N", 3, 16, 16], g.node("Add", [first, second], "added"), ["N", 16, 16, 16])
+    program = lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+    assert operators(integer_model(program))["ConvInteger"] == 0
+    assert_equal_to_reference(program, inputs(program.graph))
+
+
 @pytest.mark.usefixtures("unfold_all")
 def test_a_kernel_of_one_place_beside_a_grouped_convolution_stays_one(tmp_path: Path) -> None:
     """Under `tensorrt` the grouped one is a QLinearConv, which onnxruntime runs with channels last."""

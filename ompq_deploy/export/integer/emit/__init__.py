@@ -26,6 +26,7 @@ from ompq_deploy.export.integer.emit.linear import emit_conv, emit_matmul, emit_
 from ompq_deploy.export.integer.emit.moves import emit_interpolation, emit_move, emit_setting
 from ompq_deploy.export.integer.emit.normalize import emit_norm, emit_normalization, emit_softmax
 from ompq_deploy.export.integer.emit.pools import emit_average_pool, emit_max_pool, emit_mean
+from ompq_deploy.export.integer.emit.unfold import unfolds
 from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, storage_type, storage_zero, stored
 from ompq_deploy.export.integer.program import (
     DYADIC,
@@ -89,6 +90,8 @@ def integer_model(program: IntegerProgram) -> onnx.ModelProto:
         channels_first=_channels_first(program),
         on_any_cpu=program.arithmetic == DYADIC,
     )
+    convolutions = [operation for operation in program.operations if isinstance(operation, IntegerConv)]
+    writer.channels_last = frozenset(conv.input for conv in convolutions if unfolds(writer, conv))
     for name in program.inputs:
         _quantize(writer, name)
     for operation in program.operations:

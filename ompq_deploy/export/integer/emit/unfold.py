@@ -33,11 +33,14 @@ POSITION_BYTES = 4
 def unfolds(writer: Writer, conv: IntegerConv) -> bool:
     """Whether a convolution is to be a matrix product: one group, sizes known, enough channels, not too much memory.
 
-    Between tensors that lie channels first in any case, a kernel of one place gains less than transposing costs.
+    Few channels are enough where the next convolution wants the result channels last. Between tensors that lie channels
+    first in any case, a kernel of one place gains less than transposing costs.
     """
     sizes, window = writer.sizes(conv.input), conv.window
     outputs, channels = conv.weights.shape[:2]
-    if conv.groups > 1 or not sizes or min(outputs, channels) < FEWEST_CHANNELS:
+    if conv.groups > 1 or not sizes:
+        return False
+    if min(outputs, channels) < FEWEST_CHANNELS and conv.output not in writer.channels_last:
         return False
     taps, places = prod(window.kernel), prod(output_sizes(window, sizes))
     if taps == 1:

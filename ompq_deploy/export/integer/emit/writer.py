@@ -49,7 +49,8 @@ class Writer:
     `shapes` are those of the float model's tensors, as far as they are known.
 
     `channels_first` names the tensors that onnxruntime holds so in any case: a ConvInteger of several groups reads or
-    makes them. `on_any_cpu` asks for the same integers on CPUs whose products of uint8 and int8 saturate.
+    makes them. `channels_last` are those that convolutions read as matrix products. `on_any_cpu` asks for the same
+    integers on CPUs whose products of uint8 and int8 saturate.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Writer:
     ) -> None:
         self.grids, self.shapes = dict(grids), dict(shapes)
         self.channels_first, self.on_any_cpu = channels_first, on_any_cpu
+        self.channels_last: frozenset[str] = frozenset()
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._once: set[str] = set()
