@@ -50,7 +50,7 @@ def change_initializer(
 
 
 def flip_one(weights: np.ndarray) -> np.ndarray:
-    weights.reshape(-1)[weights.argmax()] ^= 0xFF
+    weights.reshape(-1)[weights.argmax()] ^= 0x7F
     return weights
 
 
@@ -81,8 +81,9 @@ def test_the_exported_models_pass(batch: int | str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "change"),
     [
-        ("main1_relu_out_codes", flip_one),
-        ("main1_relu_out_codes", swap_two),
+        ("main1_relu_out_codes_half0", flip_one),
+        ("main1_relu_out_codes_half1", swap_two),
+        ("depthwise_clip_out_codes", swap_two),
         ("main1_relu_out_scaled_multiplier", add_one_percent),
         ("main1_relu_out_shift", lambda shift: shift + 1),
         ("add2_relu_out_skip_multiplier", add_one_percent),
