@@ -155,6 +155,25 @@ def test_the_codes_written_are_those_of_the_graph_trained(residual_model: Path, 
     assert any((a.codes != b.codes).any() for a, b in zip(written.layers, start.layers, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_steps_of_16_bits_train_other_integers_as_well(
+    precision: str, residual_model: Path, settings: FinetuneSettings
+) -> None:
+    """On the CPU, which autocasts too; what is written is verified as ever."""
+    training = replace(settings.training, precision=precision, epochs=4)
+    full = finetune(residual_model, replace(settings, training=replace(training, precision="fp32")))
+    half = finetune(residual_model, replace(settings, training=training, out=settings.out.with_name(precision)))
+    assert full is not None
+    assert half is not None
+    assert half.report["verify"]["passed"]
+    losses = [
+        json.loads((run.out / "plan.json").read_text())["finetune"]["epochs"][-1]["held_out_loss"]
+        for run in (full, half)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
 def start_folder(model: Path, settings: FinetuneSettings) -> Path:
     write_models(settings.plan, model, ("onnx",), settings.plan.parent)
     return settings.plan.parent
