@@ -34,6 +34,7 @@ from tests import models
 from tests.quantized import inputs
 
 BITS = (2, 3, 4, 6, 8)
+Pairs = list[tuple[Samples, Samples]]
 FINALISTS = 3
 
 
@@ -138,9 +139,9 @@ def test_a_plan_that_reckons_with_refinement_is_refined_whatever_its_rank(graph:
 
 
 @pytest.fixture
-def pairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Samples, Samples]]:
+def pairs(monkeypatch: pytest.MonkeyPatch) -> Pairs:
     """What contests of refined plans round by and judge by, as they are held."""
-    pairs: list[tuple[Samples, Samples]] = []
+    pairs: Pairs = []
     quantize, run_model = choice.quantize, choice.run_model
 
     def refining(*args: Any, samples: Samples, **settings: Any) -> QuantizedGraph:
@@ -161,7 +162,7 @@ def test_the_whole_job_judges_every_sample_by_integers_that_have_not_seen_it(
     small: bool,
     residual_model: Path,
     tmp_path: Path,
-    pairs: list[tuple[Samples, Samples]],
+    pairs: Pairs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph = prepare(residual_model)
@@ -208,7 +209,7 @@ def test_further_samples_judge_where_they_are_more_than_can_be_left_out(
     judges: int,
     residual_model: Path,
     tmp_path: Path,
-    pairs: list[tuple[Samples, Samples]],
+    pairs: Pairs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each plan is refined once then; on small networks every plan is."""
@@ -227,7 +228,7 @@ def test_further_samples_judge_where_they_are_more_than_can_be_left_out(
 
 
 def test_with_few_samples_and_no_others_the_best_plans_alone_are_refined(
-    residual_model: Path, tmp_path: Path, pairs: list[tuple[Samples, Samples]]
+    residual_model: Path, tmp_path: Path, pairs: Pairs
 ) -> None:
     np.savez(tmp_path / "calib.npz", **samples_of(prepare(residual_model), 8).inputs)
     settings = PlanSettings(size="10%", size_of="weights", bits=BITS, calib=tmp_path / "calib.npz", samples=8)

@@ -46,7 +46,12 @@ def refines(settings: PlanSettings) -> bool:
 
 def judged_by_further(graph: PreparedGraph, settings: PlanSettings) -> bool:
     """Whether the contest refines plans, so that further samples may decide between them."""
-    return refines(settings) and (settings.quantize.effort == "extensive" or work(graph, settings.samples) < LARGE)
+    return refines(settings) and _affordable(settings.quantize.effort, work(graph, settings.samples))
+
+
+def _affordable(effort: str, cost: float) -> bool:
+    """Whether any plan is refined for the contest, each at this `work`."""
+    return effort == "extensive" or cost < LARGE
 
 
 def work(graph: PreparedGraph, samples: int) -> int:
@@ -147,7 +152,7 @@ def _refinement(
     places = folds(len(samples), every=thorough)
     judges = select(samples, np.concatenate([unseen for _, unseen in places]))
     rounds = [(select(samples, seen), select(samples, unseen)) for seen, unseen in places]
-    finalists = FINALISTS[effort] if thorough else int(effort == "extensive" or cost < LARGE)
+    finalists = FINALISTS[effort] if thorough else int(_affordable(effort, cost))
     if further is not None and len(further) > len(judges):
         judges = evenly(further, MOST_JUDGES if thorough else len(samples))
         rounds = [(samples, judges)]

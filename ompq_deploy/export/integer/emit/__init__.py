@@ -52,8 +52,8 @@ from ompq_deploy.export.integer.program import (
     IntegerTable,
     IntegerTensorProduct,
     IntegerZeroInsertion,
+    leaves_accumulator,
 )
-from ompq_deploy.export.integer.rules import FloatRescale
 from ompq_deploy.graph.index import GraphIndex
 
 __all__ = ["accumulator", "integer_model", "storage_type", "storage_zero", "stored"]
@@ -124,11 +124,7 @@ def _channels_first(program: IntegerProgram) -> frozenset[str]:
         operation
         for operation in program.operations
         if isinstance(operation, IntegerAveragePool)
-        or (
-            isinstance(operation, IntegerConv)
-            and operation.groups > 1
-            and not isinstance(operation.requantize, FloatRescale)
-        )
+        or (isinstance(operation, IntegerConv) and operation.groups > 1 and leaves_accumulator(operation))
     ]
     return frozenset(name for operation in grouped for name in (operation.input, operation.output))
 

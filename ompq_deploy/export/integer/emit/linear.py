@@ -28,10 +28,9 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
     name = f"{conv.output}_codes"
     if unfolds(writer, conv):
         weights = summands(writer, name, matrix(conv.weights))
-        sizes = writer.sizes(conv.input)
         _over_parts(
             writer, conv.input, accumulator(conv.output),
-            lambda part, result: unfolded(writer, part, weights, conv, sizes, result),
+            lambda part, result: unfolded(writer, part, weights, conv, result),
         )  # fmt: skip
     else:
         codes = shifted(writer, name, conv.weights)

@@ -26,7 +26,6 @@ FEWEST_CHANNELS = 16
 MOST_BYTES = 8
 """What the columns, and the positions they are gathered from, may take for each number that the convolution reads or
 makes: twice what the float model takes for these."""
-
 POSITION_BYTES = 4
 
 
@@ -54,22 +53,21 @@ def matrix(weights: Int8) -> Int8:
     return np.ascontiguousarray(np.moveaxis(weights, (0, 1), (-1, -2)).reshape(-1, len(weights)))
 
 
-def unfolded(
-    writer: Writer, source: Codes, weights: Sequence[str], conv: IntegerConv, sizes: Sequence[int], output: str
-) -> str:
+def unfolded(writer: Writer, source: Codes, weights: Sequence[str], conv: IntegerConv, output: str) -> str:
     """The convolution of `source` (N, C, sizes...), codes of the input or one byte of them, with the `summands` of its
     `matrix`: int32 (N, C_out, places...)."""
-    rank, window = len(sizes), conv.window
+    window, rank = conv.window, len(conv.window.kernel)
     x = writer.node("Transpose", [source.tensor], f"{output}_channels_last", perm=[0, *range(2, rank + 2), 1])
     if prod(window.kernel) > 1 or prod(window.strides) > 1 or any(window.pads):
-        x = _columns(writer, Codes(tensor=x, zero=source.zero), conv, sizes, output)
+        x = _columns(writer, Codes(tensor=x, zero=source.zero), conv, output)
     total = multiply(writer, Codes(tensor=x, zero=source.zero), weights, f"{output}_product")
     return writer.node("Transpose", [total], output, perm=[0, rank + 1, *range(1, rank + 1)])
 
 
-def _columns(writer: Writer, source: Codes, conv: IntegerConv, sizes: Sequence[int], output: str) -> str:
+def _columns(writer: Writer, source: Codes, conv: IntegerConv, output: str) -> str:
     """What each place of the output is made from, (N, places..., T C): gathered from (N, sizes..., C)."""
     x, window, channels = source.tensor, conv.window, conv.weights.shape[1]
+    sizes = writer.sizes(conv.input)
     widths = pad_widths(window, len(sizes))
     if any(window.pads):
         begins, ends = zip((0, 0), *widths, (0, 0), strict=True)

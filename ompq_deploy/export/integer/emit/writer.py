@@ -49,8 +49,8 @@ class Writer:
     `shapes` are those of the float model's tensors, as far as they are known.
 
     `channels_first` names the tensors that onnxruntime holds so in any case: a ConvInteger of several groups reads or
-    makes them. `channels_last` are those that convolutions read as matrix products. `on_any_cpu` asks for the same
-    integers on CPUs whose products of uint8 and int8 saturate.
+    makes them. `channels_last` are those that convolutions read which want them so: as matrix products, or as
+    QLinearConv. `on_any_cpu` asks for the same integers on CPUs whose products of uint8 and int8 saturate.
     """
 
     def __init__(
