@@ -18,6 +18,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ompq_deploy.export.integer import program as p
+from ompq_deploy.export.integer import rules
 
 Whole = np.ndarray
 """An array of Python integers."""
@@ -64,6 +65,15 @@ def requantize(total: Whole, rule: p.Requantize, known: Mapping[str, Any]) -> Wh
     return shift_clamp(scaled, rule.clamp)
 
 
+def in_steps(skip: rules.Skip, known: Mapping[str, Any]) -> Whole:
+    """Channel by channel, the codes times a fraction, rounded down."""
+    codes = known[skip.tensor] + skip.zero_point
+    fractions = zip(skip.multiplier.tolist(), (2 ** int(shift) for shift in skip.shift), strict=True)
+    channels = np.moveaxis(np.broadcast_to(codes, (len(codes), len(skip.shift), *codes.shape[2:])), 1, 0)
+    steps = [x * multiplier // power for x, (multiplier, power) in zip(channels, fractions, strict=True)]
+    return np.stack(steps, axis=1)
+
+
 def float_rescale(total: Whole, rule: p.FloatRescale) -> Whole:
     """Channel by channel. The product of two float32 numbers is exact in float64, so it is rounded once, to float32;
     Python's round takes ties to even."""
@@ -102,6 +112,8 @@ def conv(operation: p.IntegerConv, known: Mapping[str, Any]) -> Whole:
     bias = whole(operation.bias).reshape(-1, *[1] * rank)
     total = whole(np.concatenate(parts, axis=1)) + bias
     if isinstance(operation.requantize, p.FloatRescale):
+        if operation.requantize.skip is not None:
+            total = total + in_steps(operation.requantize.skip, known)
         return float_rescale(total, operation.requantize)
     return requantize(total, operation.requantize, known)
 

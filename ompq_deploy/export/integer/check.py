@@ -1,14 +1,14 @@
 """Prove, from the types alone, that no floating-point tensor lies inside the integer part of a model.
 
 Inside is everything a DequantizeLinear's data descends from. The only floats allowed there are the graph inputs, read
-by QuantizeLinear, the scales of those QuantizeLinear nodes, and the constant scales of QLinearConv, by which the
-arithmetic `tensorrt` multiplies accumulators. After the last DequantizeLinear floats are free. A float that never
+by QuantizeLinear, the scales of those QuantizeLinear nodes, and the constant scales of QLinearConv and QGemm, by which
+the arithmetic `tensorrt` multiplies accumulators. After the last DequantizeLinear floats are free. A float that never
 passed through integers, or a tensor whose type cannot be inferred, is an offender too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import onnx
 from onnx import TensorProto
@@ -21,8 +21,8 @@ FLOATING = frozenset(
     if name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX")) or name == "UNDEFINED"
 )
 
-QLINEAR_CONV_SCALES = (1, 4, 6)
-"""The places of its inputs that are scales: of x, of the weights and of y."""
+SCALES = {"QLinearConv": (1, 4, 6), "QGemm": (1, 4, 7)}
+"""The places of an operator's inputs that are scales: of x, of the weights and of y."""
 
 
 def float_tensors_inside(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -32,6 +32,7 @@ def float_tensors_inside(model: onnx.ModelProto) -> tuple[str, ...]:
     types = {tensor.name: tensor.data_type for tensor in inferred.graph.initializer}
     for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
         types[value.name] = value.type.tensor_type.elem_type
+    types |= {node.output[0]: _qgemm_type(node, types) for node in inferred.graph.node if node.op_type == "QGemm"}
     inside = _inside(index)
     unquantized = _unquantized(index, types)
     inputs = {value.name for value in inferred.graph.input}
@@ -49,12 +50,17 @@ def _operands(node: onnx.NodeProto, inputs: Container[str], index: GraphIndex) -
     """The inputs of a node that must not be floats."""
     if node.op_type == "QuantizeLinear" and node.input[0] in inputs:
         return list(node.input[2:])
-    scales = QLINEAR_CONV_SCALES if node.op_type == "QLinearConv" else ()
+    scales = SCALES.get(node.op_type, ())
     return [
         name
         for position, name in enumerate(node.input)
         if name and not (position in scales and index.is_constant(name))
     ]
+
+
+def _qgemm_type(node: onnx.NodeProto, types: Mapping[str, int]) -> int:
+    """What onnxruntime computes, whatever the model declares: floats, unless there is a zero-point of the output."""
+    return types.get(node.input[8], TensorProto.UNDEFINED) if len(node.input) > 8 else TensorProto.FLOAT
 
 
 def _is_float(types: dict[str, int], name: str) -> bool:

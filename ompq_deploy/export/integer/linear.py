@@ -2,7 +2,7 @@
 
 acc[c] = sum x w[c] + bias[c],   bias[c] = round(b[c] / (s_in s_w[c])),   ratio[c] = s_in s_w[c] / s_out
 
-Under the arithmetic `tensorrt` the ratio is that product and that quotient in float32, as onnxruntime takes them.
+Under the arithmetic `tensorrt` convolutions are rescaled in float32, see `in_float.py`.
 
 The bias is limited to what keeps the accumulator inside int32 for every input; only channels whose weights are all
 but zero ever reach that limit.
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from ompq_deploy.artifacts import Float32, Float64, QuantizedLayer
 from ompq_deploy.export.integer.coverage import NotCovered
 from ompq_deploy.export.integer.geometry import transposed_window, window_of
+from ompq_deploy.export.integer.in_float import rescaled_in_float
 from ompq_deploy.export.integer.program import TENSORRT, IntegerConv, IntegerMatMul, IntegerZeroInsertion
 from ompq_deploy.export.integer.rescale import accumulator_limit, check_accumulator, clamp_codes, requantize
-from ompq_deploy.export.integer.rules import FloatRescale, Int64, Requantize
+from ompq_deploy.export.integer.rules import Int64, Requantize
 from ompq_deploy.export.integer.scope import Scope
 from ompq_deploy.graph.groups import Group
 from ompq_deploy.graph.index import attributes
@@ -51,17 +52,9 @@ def lower_layer(scope: Scope, group: Group) -> tuple[Linear, ...]:
         skip_bound=skip.largest,
     )
     *opening, last = _operation(scope, node, group.output, bias, result)
-    if scope.arithmetic == TENSORRT and isinstance(last, IntegerConv) and _rescales_in_float(scope, group):
-        scale = grid / np.float32(grid_out.scale)
-        rule = FloatRescale(scale=scale, low=result.clamp.low, high=result.clamp.high)
-        last = replace(last, requantize=rule)
+    if scope.arithmetic == TENSORRT and isinstance(last, IntegerConv):
+        last = rescaled_in_float(scope, group, last, grid, (result.clamp.low, result.clamp.high))
     return (*opening, last)
-
-
-def _rescales_in_float(scope: Scope, group: Group) -> bool:
-    """Whether a convolution's accumulator is rescaled in float32: onnxruntime has a kernel for 8-bit grids where
-    nothing is added."""
-    return not (group.skip or scope.grid(group.head.input[0]).wide or scope.grids[group.output].wide)
 
 
 def lower_accumulator(scope: Scope, node: onnx.NodeProto, constant: str, output: str) -> tuple[Linear, ...]:

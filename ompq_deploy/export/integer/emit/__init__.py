@@ -27,7 +27,15 @@ from ompq_deploy.export.integer.emit.moves import emit_interpolation, emit_move,
 from ompq_deploy.export.integer.emit.normalize import emit_norm, emit_normalization, emit_softmax
 from ompq_deploy.export.integer.emit.pools import emit_average_pool, emit_max_pool, emit_mean
 from ompq_deploy.export.integer.emit.unfold import unfolds
-from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, storage_type, storage_zero, stored
+from ompq_deploy.export.integer.emit.writer import (
+    CONTRIB,
+    Writer,
+    accumulator,
+    biased,
+    storage_type,
+    storage_zero,
+    stored,
+)
 from ompq_deploy.export.integer.program import (
     DYADIC,
     Dequantize,
@@ -107,10 +115,12 @@ def integer_model(program: IntegerProgram) -> onnx.ModelProto:
         original.input,
         original.output,
         [*writer.initializers, *(tensor for tensor in original.initializer if tensor.name in used)],
+        value_info=writer.declared,
     )
+    domains = [helper.make_opsetid(CONTRIB, 1)] if writer.declared else []
     model = helper.make_model(
         graph,
-        opset_imports=list(program.graph.model.opset_import),
+        opset_imports=[*program.graph.model.opset_import, *domains],
         producer_name="ompq-deploy",
         ir_version=program.graph.model.ir_version,
     )

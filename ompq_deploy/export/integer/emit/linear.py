@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from onnx import TensorProto
 
 from ompq_deploy.export.integer.emit.blocks import requantize_blocks
-from ompq_deploy.export.integer.emit.products import Codes, multiply, summands
+from ompq_deploy.export.integer.emit.products import convolve, multiply, over_parts, shifted, summands
+from ompq_deploy.export.integer.emit.qgemm import emit_qgemm
 from ompq_deploy.export.integer.emit.qlinear import emit_qlinear_conv
 from ompq_deploy.export.integer.emit.rescale import requantize
 from ompq_deploy.export.integer.emit.unfold import matrix, unfolded, unfolds
-from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, stored, window_attributes
+from ompq_deploy.export.integer.emit.writer import Writer, accumulator, biased, stored
 from ompq_deploy.export.integer.program import IntegerConv, IntegerMatMul, IntegerTensorProduct, IntegerZeroInsertion
-from ompq_deploy.export.integer.rules import FloatRescale, Int8, Int64, Window
+from ompq_deploy.export.integer.rules import FloatRescale, Int64
 from ompq_deploy.numerics import along_axis
-
-WEIGHT_ZERO = 128
 
 
 def emit_conv(writer: Writer, conv: IntegerConv) -> None:
-    """ConvInteger or MatMulInteger, the bias, the requantization; or QLinearConv."""
+    """ConvInteger or MatMulInteger, the bias, the requantization; or one node for all, rescaling in float32."""
     if isinstance(conv.requantize, FloatRescale):
-        emit_qlinear_conv(writer, conv, conv.requantize)
+        emit = emit_qlinear_conv if conv.requantize.skip is None else emit_qgemm
+        emit(writer, conv, conv.requantize)
         return
     name = f"{conv.output}_codes"
     if unfolds(writer, conv):
         weights = summands(writer, name, matrix(conv.weights))
-        _over_parts(
+        over_parts(
             writer, conv.input, accumulator(conv.output),
             lambda part, result: unfolded(writer, part, weights, conv, result),
         )  # fmt: skip
@@ -45,7 +43,7 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
 def emit_matmul(writer: Writer, matmul: IntegerMatMul) -> None:
     """MatMulInteger, the bias, the requantization."""
     weights = summands(writer, f"{matmul.output}_codes", matmul.weights)
-    _over_parts(
+    over_parts(
         writer, matmul.input, accumulator(matmul.output), lambda part, result: multiply(writer, part, weights, result)
     )
     if matmul.requantize is None:
@@ -91,42 +89,3 @@ def emit_tensor_product(writer: Writer, product: IntegerTensorProduct) -> None:
         ]
         total = writer.node("MatMul", factors, f"{product.output}_total")
     requantize(writer, total, product.requantize, product.output)
-
-
-def shifted(writer: Writer, name: str, weights: Int8) -> Codes:
-    """Weights stored as uint8 with zero-point 128: older onnxruntime convolves no others."""
-    codes = (weights.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8)
-    return Codes(tensor=writer.constant(name, codes), zero=WEIGHT_ZERO)
-
-
-def convolve(writer: Writer, tensor: str, weights: Codes, output: str, groups: int, window: Window) -> str:
-    """The ConvInteger of an integer tensor with shifted weights: int32, or int64 of a wide one."""
-
-    def convolve_part(part: Codes, result: str) -> str:
-        inputs = [part.tensor, weights.tensor, writer.uint8(part.zero), writer.uint8(weights.zero)]
-        return writer.node("ConvInteger", inputs, result, group=groups, **window_attributes(window))
-
-    return _over_parts(writer, tensor, output, convolve_part)
-
-
-def _over_parts(writer: Writer, tensor: str, output: str, apply: Callable[[Codes, str], str]) -> str:
-    """A linear operation on an 8-bit tensor; on a wide one 256 times that on the high bytes, plus that on the low."""
-    grid = writer.grids[tensor]
-    if not grid.wide:
-        return apply(Codes(tensor=stored(tensor), zero=grid.zero_point), output)
-    high, low = _byte_tensors(writer, tensor, output)
-    upper = writer.node("Cast", [apply(high, f"{output}_high")], f"{output}_high_int64", to=TensorProto.INT64)
-    upper = writer.node("Mul", [upper, writer.constant(f"{output}_256", np.int64(256))], f"{output}_high_scaled")
-    lower = writer.node("Cast", [apply(low, f"{output}_low")], f"{output}_low_int64", to=TensorProto.INT64)
-    return writer.node("Add", [upper, lower], output)
-
-
-def _byte_tensors(writer: Writer, tensor: str, name: str) -> tuple[Codes, Codes]:
-    """The high and the low bytes of a wide tensor's codes."""
-    zero, base = writer.grids[tensor].zero_point, writer.constant(f"{name}_base", np.int32(256))
-    codes = [stored(tensor), writer.constant(f"{name}_zero_point", np.int32(zero))]
-    code = writer.node("Add", codes, f"{name}_code")
-    high = writer.node("Div", [code, base], f"{name}_code_high")
-    low = writer.node("Mod", [code, base], f"{name}_code_low")
-    parts = [writer.node("Cast", [part], f"{part}_byte", to=TensorProto.UINT8) for part in (high, low)]
-    return Codes(tensor=parts[0], zero=zero >> 8), Codes(tensor=parts[1], zero=zero & 255)

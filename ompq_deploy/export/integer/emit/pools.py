@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from ompq_deploy.export.integer.emit.linear import convolve, shifted
+from ompq_deploy.export.integer.emit.products import convolve, shifted
 from ompq_deploy.export.integer.emit.rescale import requantize
 from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored, window_attributes
 from ompq_deploy.export.integer.program import IntegerAveragePool, IntegerMaxPool, IntegerMean

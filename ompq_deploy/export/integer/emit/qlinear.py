@@ -17,8 +17,7 @@ from ompq_deploy.export.integer.rules import FloatRescale
 
 def emit_qlinear_conv(writer: Writer, conv: IntegerConv, rule: FloatRescale) -> None:
     """One node, and a Clip where the clamp is narrower than uint8."""
-    zero = writer.grids[conv.output].zero_point
-    one = writer.shared("unit_scale", np.float32(1))
+    one = unit_scale(writer)
     inputs = [
         stored(conv.input),
         one,
@@ -30,9 +29,20 @@ def emit_qlinear_conv(writer: Writer, conv: IntegerConv, rule: FloatRescale) -> 
         writer.zero_point(conv.output),
         writer.constant(f"{conv.output}_bias", conv.bias.astype(np.int32)),
     ]
-    saturates = (rule.low + zero, rule.high + zero) == (0, 255)
-    result = stored(conv.output) if saturates else f"{conv.output}_saturated"
+    ends = clip_ends(writer, conv, rule)
+    result = f"{conv.output}_saturated" if ends else stored(conv.output)
     writer.node("QLinearConv", inputs, result, group=conv.groups, **window_attributes(conv.window))
-    if not saturates:
-        ends = [writer.uint8(bound + zero) for bound in (rule.low, rule.high)]
+    if ends:
         writer.node("Clip", [result, *ends], stored(conv.output))
+
+
+def unit_scale(writer: Writer) -> str:
+    """The constant scale 1."""
+    return writer.shared("unit_scale", np.float32(1))
+
+
+def clip_ends(writer: Writer, conv: IntegerConv, rule: FloatRescale) -> list[str]:
+    """The constants between which codes are clipped; none where uint8 ends there."""
+    zero = writer.grids[conv.output].zero_point
+    ends = [rule.low + zero, rule.high + zero]
+    return [] if ends == [0, 255] else [writer.uint8(end) for end in ends]

@@ -13,6 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from ompq_deploy.artifacts import Grid
 from ompq_deploy.export.integer.rules import Window
 
+CONTRIB = "com.microsoft"
+"""The domain of onnxruntime's own operators."""
+
 
 def stored(name: str) -> str:
     """The uint8 or int32 tensor that holds an integer tensor."""
@@ -66,6 +69,7 @@ class Writer:
         self.channels_last: frozenset[str] = frozenset()
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.declared: list[onnx.ValueInfoProto] = []
         self._once: set[str] = set()
 
     def constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
@@ -77,6 +81,23 @@ class Writer:
         """A node with one output; returns the output's name."""
         self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}_{op}", **attributes))
         return output
+
+    def contrib_node(self, op: str, inputs: Sequence[str], output: str, kind: int) -> str:
+        """A node that onnxruntime has beyond ONNX, and the type of its output, which ONNX cannot infer."""
+        self.declared.append(helper.make_tensor_value_info(output, kind, None))
+        return self.node(op, inputs, output, domain=CONTRIB)
+
+    def reshape(self, tensor: str, shape: Sequence[int], output: str) -> str:
+        """A tensor in another shape, where 0 keeps an axis and -1 is what is left."""
+        return self.node("Reshape", [tensor, self.constant(f"{output}_shape", np.array(shape, np.int64))], output)
+
+    def channels_to_back(self, tensor: str, output: str, rank: int) -> str:
+        """(N, C, sizes...) as (N, sizes..., C); `rank` is the number of sizes."""
+        return self.node("Transpose", [tensor], output, perm=[0, *range(2, rank + 2), 1])
+
+    def channels_to_front(self, tensor: str, output: str, rank: int) -> str:
+        """(N, sizes..., C) as (N, C, sizes...)."""
+        return self.node("Transpose", [tensor], output, perm=[0, rank + 1, *range(1, rank + 1)])
 
     def split(self, source: str, lengths: str, outputs: Sequence[str]) -> None:
         """The parts of a tensor along axis 1, as long as the constant `lengths` says."""
