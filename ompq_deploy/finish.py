@@ -13,10 +13,11 @@ from typing import Any
 import onnx
 
 from ompq_deploy.artifacts import BitPlan, Budget, PreparedGraph, QuantizedGraph, Samples
-from ompq_deploy.calib import LabelledSet, input_specs, load_unused
+from ompq_deploy.calib import LabelledSet
+from ompq_deploy.drawn import spare_samples
 from ompq_deploy.errors import BackendMissing, BadInput, GateFailed, OmpqError
 from ompq_deploy.evaluate.accuracy import Evaluation, accuracy_failures, evaluate, evaluation_document
-from ompq_deploy.evaluate.fidelity import MOST_SAMPLES, fidelity_document
+from ompq_deploy.evaluate.fidelity import fidelity_document
 from ompq_deploy.export.tensorrt.backend import Backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine, engine_record
 from ompq_deploy.files.grids_file import GRIDS_FILE
@@ -162,14 +163,8 @@ def _compare_heads(
 ) -> None:
     """Every head on samples that calibration and rounding left, where they left any."""
     calibration = planned.document["calibration"]
-    unused = load_unused(
-        settings.calib,
-        input_specs(planned.graph.model),
-        count=MOST_SAMPLES,
-        used=(settings.samples, calibration.get("rounding_samples", len(planned.samples)) - len(planned.samples)),
-        preprocess=settings.preprocess,
-        seed=settings.seed,
-    )
+    further = calibration.get("rounding_samples", len(planned.samples)) - len(planned.samples)
+    unused = spare_samples(planned.graph, settings, further)
     try:
         results.heads = fidelity_document(planned.graph, models, planned.samples, unused, threads=settings.threads)
     except BadInput as e:

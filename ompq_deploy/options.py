@@ -102,7 +102,7 @@ ARITHMETIC = click.option(
     type=click.Choice(ARITHMETICS),
     default=DYADIC,
     show_default=True,
-    help="How model.int.onnx rescales: by integers alone, or convolutions in float32 as TensorRT does.",
+    help="How model.int.onnx rescales: by integers alone, or layers in float32 as TensorRT does.",
 )
 THREADS = click.option(
     "--threads",

@@ -13,13 +13,11 @@ from typing import Any
 import onnx
 
 from ompq_deploy.artifacts import BitPlan, Calibrated, Capture, PreparedGraph, QuantizedGraph, Samples
-from ompq_deploy.calib import LabelledSet, input_specs, load_labelled, load_samples, load_unused
 from ompq_deploy.capture import capture
 from ompq_deploy.capture.channels import channel_ranges
+from ompq_deploy.drawn import calibration_samples, evaluation_data, further_samples
 from ompq_deploy.equivalence import refuse_other_function
 from ompq_deploy.errors import BackendMissing, BadInput
-from ompq_deploy.evaluate.accuracy import refuse_unsuited
-from ompq_deploy.evaluate.fidelity import MOST_SAMPLES
 from ompq_deploy.export.qdq_reader import read_qdq
 from ompq_deploy.export.tensorrt.backend import Backend, find_backend, no_backend_note
 from ompq_deploy.export.tensorrt.engine import build_engine
@@ -36,7 +34,7 @@ from ompq_deploy.passes.smooth import Smoothing, candidates, find_smoothing, smo
 from ompq_deploy.planning import allocation
 from ompq_deploy.planning.choice import choose_losses, choose_plan, judged_by_further, refines
 from ompq_deploy.prepare import load_model, load_sized, prepare, rewritten
-from ompq_deploy.quantize import QuantizeSettings, most_rows, quantize
+from ompq_deploy.quantize import QuantizeSettings, quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.report import report_document
 from ompq_deploy.runtime.timing import Listener, Stopwatch
@@ -127,38 +125,10 @@ def _smoothed(graph: PreparedGraph, smoothing: Smoothing) -> PreparedGraph:
     return rewritten(graph, smooth(graph, smoothing)) if smoothing else graph
 
 
-def calibration_samples(graph: PreparedGraph, settings: PlanSettings) -> Samples:
-    """The samples the settings ask for, in the form of the model's inputs."""
-    return load_samples(
-        settings.calib,
-        input_specs(graph.model),
-        count=settings.samples,
-        preprocess=settings.preprocess,
-        seed=settings.seed,
-    )
-
-
 def run_capture(graph: PreparedGraph, samples: Samples, settings: PlanSettings, *, histograms: bool = True) -> Capture:
     """One capture, with histograms if asked for and where the calibration method reads them."""
     wanted = histograms and settings.quantize.calibration_method != "minmax"
     return capture(graph, samples, histograms=wanted, threads=settings.threads)
-
-
-def further_samples(graph: PreparedGraph, samples: Samples, settings: PlanSettings) -> Samples | None:
-    """More samples of the same data to choose the plan and to round weights by: as many as the settings allow, rounding
-    takes and there are, but for those that heads are judged on."""
-    room = min(settings.rounding_samples, most_rows(graph)) - len(samples)
-    if settings.quantize.effort == "quick" or room < 1:
-        return None
-    return load_unused(
-        settings.calib,
-        input_specs(graph.model),
-        count=room,
-        used=(settings.samples,),
-        keep=MOST_SAMPLES,
-        preprocess=settings.preprocess,
-        seed=settings.seed,
-    )
 
 
 def run_quantize(
@@ -226,15 +196,6 @@ def _only_planned(model: Path, settings: DeploySettings, watch: Stopwatch) -> De
         with OutputFolder(settings.out) as out:
             write_plan_files(out, planned.document)
     return Deployment(out=settings.out, plan=planned.plan, report=report)
-
-
-def evaluation_data(graph: PreparedGraph, settings: DeploySettings) -> LabelledSet | None:
-    """What the models written are to be judged on, if anything; found unsuited before any work is done."""
-    if settings.eval_data is None:
-        return None
-    labelled = load_labelled(settings.eval_data, input_specs(graph.model), preprocess=settings.plan.preprocess)
-    refuse_unsuited(graph.model, labelled, threads=settings.plan.threads)
-    return labelled
 
 
 def engine_backend(targets: tuple[str, ...], model: Path, input_shapes: Sequence[str]) -> Backend | None:

@@ -18,7 +18,6 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ompq_deploy.export.integer import program as p
-from ompq_deploy.export.integer import rules
 
 Whole = np.ndarray
 """An array of Python integers."""
@@ -58,31 +57,19 @@ def shift_clamp(total: Whole, rule: p.ShiftClamp) -> Whole:
     return np.asarray(_clamp((2 * total + power) // (2 * power), rule.low, rule.high), object)
 
 
-def requantize(total: Whole, rule: p.Requantize, known: Mapping[str, Any]) -> Whole:
-    scaled = total * whole(rule.multiplier)
+def requantize(total: Whole, rule: p.Requantize | p.FloatRescale, known: Mapping[str, Any]) -> Whole:
+    scaled = total if rule.multiplier is None else total * whole(rule.multiplier)
     if rule.skip_multiplier is not None:
         scaled = scaled + known[rule.skip] * whole(rule.skip_multiplier)
-    return shift_clamp(scaled, rule.clamp)
-
-
-def in_steps(skip: rules.Skip, known: Mapping[str, Any]) -> Whole:
-    """Channel by channel, the codes times a fraction, rounded down."""
-    codes = known[skip.tensor] + skip.zero_point
-    fractions = zip(skip.multiplier.tolist(), (2 ** int(shift) for shift in skip.shift), strict=True)
-    channels = np.moveaxis(np.broadcast_to(codes, (len(codes), len(skip.shift), *codes.shape[2:])), 1, 0)
-    steps = [x * multiplier // power for x, (multiplier, power) in zip(channels, fractions, strict=True)]
-    return np.stack(steps, axis=1)
+    return float_rescale(scaled, rule) if isinstance(rule, p.FloatRescale) else shift_clamp(scaled, rule.clamp)
 
 
 def float_rescale(total: Whole, rule: p.FloatRescale) -> Whole:
-    """Channel by channel. The product of two float32 numbers is exact in float64, so it is rounded once, to float32;
-    Python's round takes ties to even."""
-    q = np.empty(total.shape, object)
-    for channel, scale in enumerate(rule.scale):
-        rounded = np.float64(total[:, channel].astype(np.float32)) * np.float64(scale)
-        steps = np.frompyfunc(lambda x: round(float(x)), 1, 1)(rounded.astype(np.float32))
-        q[:, channel] = _clamp(steps, rule.low, rule.high)
-    return q
+    """The product of two float32 numbers is exact in float64, so it is rounded once, to float32; Python's round takes
+    ties to even."""
+    rounded = total.astype(np.float32).astype(np.float64) * rule.scale.astype(np.float64)
+    steps = np.frompyfunc(lambda x: round(float(x)), 1, 1)(rounded.astype(np.float32))
+    return np.asarray(_clamp(steps, rule.low, rule.high), object)
 
 
 def windows(x: np.ndarray, window: p.Window, fill: float) -> np.ndarray:
@@ -111,10 +98,6 @@ def conv(operation: p.IntegerConv, known: Mapping[str, Any]) -> Whole:
         parts.append(np.moveaxis(part, -1, 1))
     bias = whole(operation.bias).reshape(-1, *[1] * rank)
     total = whole(np.concatenate(parts, axis=1)) + bias
-    if isinstance(operation.requantize, p.FloatRescale):
-        if operation.requantize.skip is not None:
-            total = total + in_steps(operation.requantize.skip, known)
-        return float_rescale(total, operation.requantize)
     return requantize(total, operation.requantize, known)
 
 

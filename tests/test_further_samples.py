@@ -11,8 +11,8 @@ import pytest
 
 from ompq_deploy import quantize
 from ompq_deploy.calib import input_specs, load_samples, load_unused
+from ompq_deploy.drawn import further_samples
 from ompq_deploy.evaluate.fidelity import MOST_SAMPLES
-from ompq_deploy.pipeline import further_samples
 from ompq_deploy.prepare import prepare
 from ompq_deploy.quantize import QuantizeSettings
 from ompq_deploy.settings import PlanSettings

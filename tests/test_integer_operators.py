@@ -209,6 +209,12 @@ def attention(g: GraphBuilder) -> str:
     return g.node("Reshape", [mixed, settings(g, "joined", 0, 81, 12)], "tested")
 
 
+def matmul_residual(g: GraphBuilder) -> str:
+    weight = g.constant(g.random.standard_normal((9, 9)).astype(np.float32), "weight")
+    total = g.node("Add", [g.node("MatMul", ["x", weight], "product"), "x"], "sum")
+    return g.node("Relu", [total], "tested")
+
+
 def product_of_matrices(g: GraphBuilder) -> str:
     return g.node("MatMul", [g.conv("x", "first", 4, 4), g.node("Sigmoid", ["x"], "gate")], "tested")
 
@@ -321,6 +327,7 @@ CASES: dict[str, Build] = {
     "softmax_of_the_input": on_input("Softmax", axis=-1),
     "product_of_matrices": product_of_matrices,
     "attention": attention,
+    "matmul_residual": matmul_residual,
     "conv_transpose": transposed(strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
     "conv_transpose_uneven": transposed(strides=[3, 1], pads=[0, 1, 2, 0]),
     "conv_transpose_groups": transposed(group=2, strides=[2, 2], dilations=[2, 1]),

@@ -169,8 +169,7 @@ def test_a_kernel_of_one_place_beside_a_grouped_convolution_stays_one(tmp_path: 
     quantized = quantize_graph(models.save(model, tmp_path / "m.onnx"), 4)
     dyadic, tensorrt = (operators(integer_model(lower(quantized, name))) for name in (DYADIC, TENSORRT))
     assert (dyadic["ConvInteger"], dyadic["MatMulInteger"]) == (3, 1)
-    assert (tensorrt["ConvInteger"], tensorrt["MatMulInteger"]) == (0, 1)
-    assert (tensorrt["QLinearConv"], tensorrt["QGemm"]) == (2, 1)
+    assert (tensorrt["ConvInteger"], tensorrt["MatMulInteger"], tensorrt["QLinearConv"]) == (0, 2, 2)
 
 
 def test_large_weights_are_halved_where_any_cpu_must_agree() -> None:

@@ -7,16 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ompq_deploy.artifacts import BitPlan, Calibrated, PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph, Samples
+from ompq_deploy.drawn import calibration_samples, evaluation_data, with_further
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits, check_samples_fit, load_plan
 from ompq_deploy.finetune.settings import FinetuneSettings
 from ompq_deploy.finish import Decided, Deployment, finish
 from ompq_deploy.pipeline import (
-    calibration_samples,
     engine_backend,
-    evaluation_data,
-    further_samples,
     prepare_graph,
     read_integers,
     run_capture,
@@ -94,6 +92,6 @@ def _starting_integers(
 ) -> QuantizedGraph:
     """Those of an earlier run's folder, or as the plan's settings round them."""
     if folder is None:
-        calibrated = Calibrated(graph=graph, samples=samples, further=further_samples(graph, samples, settings))
+        calibrated = with_further(graph, samples, settings)
         return run_quantize(calibrated, run_capture(graph, samples, settings), plan, settings, document)
     return read_integers(folder, graph, plan)

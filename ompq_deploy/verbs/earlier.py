@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ompq_deploy.artifacts import BitPlan, PreparedGraph, Samples
+from ompq_deploy.drawn import calibration_samples
 from ompq_deploy.errors import BadInput
 from ompq_deploy.files.lock import PLAN_FILE
 from ompq_deploy.files.plan_file import load_plan
-from ompq_deploy.pipeline import calibration_samples, prepare_graph
+from ompq_deploy.pipeline import prepare_graph
 from ompq_deploy.settings import PlanSettings
 
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ompq_deploy.artifacts import BitPlan, Calibrated, PreparedGraph, QuantizedGraph
+from ompq_deploy.artifacts import BitPlan, PreparedGraph, QuantizedGraph
+from ompq_deploy.drawn import with_further
 from ompq_deploy.errors import BadInput, OmpqError
 from ompq_deploy.export.integer.program import DYADIC
 from ompq_deploy.files.lock import layer_digests
 from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits, check_samples_fit, load_plan
 from ompq_deploy.onnx_files import QDQ_FILE, write_onnx_files
-from ompq_deploy.pipeline import further_samples, read_integers, run_capture, run_quantize
+from ompq_deploy.pipeline import read_integers, run_capture, run_quantize
 from ompq_deploy.quantize.reconstruct import CHECKPOINT_FILE
 from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.settings import PlanSettings
@@ -82,7 +83,7 @@ def _planned_integers(
         check_samples_fit(document, samples)
         captured = run_capture(graph, samples, settings)
     with watch.stage("quantize"):
-        calibrated = Calibrated(graph=graph, samples=samples, further=further_samples(graph, samples, settings))
+        calibrated = with_further(graph, samples, settings)
         return run_quantize(calibrated, captured, plan, settings, document, folder=folder, tell=watch.listener)
 
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from ompq_deploy.artifacts import Grid, QuantizedGraph
 from ompq_deploy.export.integer import program as p
-from ompq_deploy.export.integer import rules
 from ompq_deploy.export.integer.lower import lower
 from tests import test_integer, test_integer_operators
 from tests.exact import Whole, run_exactly, whole
@@ -41,6 +40,7 @@ VECTORS: dict[str, tuple[str, type]] = {
     "zero_insertion": ("conv_transpose_uneven", p.IntegerZeroInsertion),
     "conv_transpose": ("conv_transpose_groups", p.IntegerConv),
     "matmul": ("attention", p.IntegerMatMul),
+    "matmul_tensorrt": ("matmul_residual", p.IntegerMatMul),
     "tensor_product": ("product_of_matrices", p.IntegerTensorProduct),
     "product": ("squeeze_and_excite", p.IntegerProduct),
     "quotient": ("signed_quotient", p.IntegerQuotient),
@@ -64,7 +64,7 @@ VECTORS: dict[str, tuple[str, type]] = {
     "gather": ("resize_nearest", p.IntegerMove),
 }
 """The operator case and the operation in its program that each file is about; the last such operation counts."""
-IN_FLOAT = ("conv_tensorrt", "conv_residual_tensorrt")
+IN_FLOAT = ("conv_tensorrt", "conv_residual_tensorrt", "matmul_tensorrt")
 """Those under the arithmetic `tensorrt`."""
 
 
@@ -117,9 +117,8 @@ def read(stored: dict[str, np.ndarray]) -> tuple[Any, dict[str, Whole]]:
 
 def _reads(operation: p.Operation) -> list[str]:
     names = list(getattr(operation, "inputs", ())) or [p.first_input(operation)]
-    skip = getattr(getattr(operation, "requantize", None), "skip", None)
-    added = skip.tensor if isinstance(skip, rules.Skip) else skip
-    return [*names, added] if added else names
+    skip = getattr(getattr(operation, "requantize", None), "skip", "")
+    return [*names, skip] if skip else names
 
 
 def _fields(value: Any, path: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -151,7 +150,7 @@ def _built(value: Any, stored: dict[str, np.ndarray]) -> Any:
         return stored[value["array"]]
     if "class" not in value:
         return value
-    make: Callable[..., Any] = getattr(rules, value["class"], None) or getattr(p, value["class"])
+    make: Callable[..., Any] = getattr(p, value["class"])
     return make(**{name: _built(item, stored) for name, item in value.items() if name != "class"})
 
 

@@ -2,7 +2,7 @@
 
 acc[c] = sum x w[c] + bias[c],   bias[c] = round(b[c] / (s_in s_w[c])),   ratio[c] = s_in s_w[c] / s_out
 
-Under the arithmetic `tensorrt` convolutions are rescaled in float32, see `in_float.py`.
+Under the arithmetic `tensorrt` they are rescaled in float32, see `in_float.py`.
 
 The bias is limited to what keeps the accumulator inside int32 for every input; only channels whose weights are all
 but zero ever reach that limit.
@@ -52,8 +52,10 @@ def lower_layer(scope: Scope, group: Group) -> tuple[Linear, ...]:
         skip_bound=skip.largest,
     )
     *opening, last = _operation(scope, node, group.output, bias, result)
-    if scope.arithmetic == TENSORRT and isinstance(last, IntegerConv):
-        last = rescaled_in_float(scope, group, last, grid, (result.clamp.low, result.clamp.high))
+    if scope.arithmetic == TENSORRT and not isinstance(last, IntegerZeroInsertion):
+        clamp = (result.clamp.low, result.clamp.high)
+        scale, largest = _for_accumulator(grid, layer), _for_accumulator(bound, layer)
+        last = rescaled_in_float(scope, group, last, scale, largest, clamp)
     return (*opening, last)
 
 

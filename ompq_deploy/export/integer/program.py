@@ -7,7 +7,7 @@ that zero is the integer 0 whatever the zero-point. Every operation ends in
 
 where `acc` is an accumulator, int32 of 8-bit tensors and int64 of wide ones, its bias included, and
 M / 2^shift ~ scale_acc / scale_out (HAWQ-V3, Yao et al. 2021, section 3.2). Under the arithmetic `tensorrt`
-convolutions that add no other tensor end in
+layers between 8-bit grids end in
 
     q = clip(rint(float32(acc) scale), low, high)                                  in float32, ties to even
 
@@ -60,7 +60,7 @@ class IntegerMatMul:
     output: str
     weights: Int8
     bias: Int64
-    requantize: Requantize | None
+    requantize: Requantize | FloatRescale | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,9 +336,10 @@ Operation = (
 
 def leaves_accumulator(operation: Operation) -> bool:
     """Whether the accumulator of an operation, without its bias, is a tensor of its own in the ONNX model."""
-    if isinstance(operation, IntegerConv):
-        return not isinstance(operation.requantize, FloatRescale)
-    return isinstance(operation, IntegerMatMul | IntegerAveragePool | IntegerMean)
+    if isinstance(operation, IntegerConv | IntegerMatMul):
+        rule = operation.requantize
+        return not isinstance(rule, FloatRescale) or bool(rule.skip)
+    return isinstance(operation, IntegerAveragePool | IntegerMean)
 
 
 def leaves_integers(operation: Operation) -> bool:

@@ -1,7 +1,7 @@
 """The rules that the operations of an integer program share: how an accumulator becomes integers, and windows.
 
 Requantize      q = clip((acc M + skip M_skip + 2^(shift-1)) >> shift, low, high)     in int64
-FloatRescale    q = clip(rint(float32(acc + skip) scale), low, high)                  in float32, ties to even
+FloatRescale    q = clip(rint(float32(acc M + skip M_skip) scale), low, high)         in float32, ties to even
 """
 
 from __future__ import annotations
@@ -48,30 +48,21 @@ class Requantize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skip:
-    """An integer tensor that is added to an accumulator, in steps of the accumulator:
-
-        ((q + zero_point) multiplier) >> shift
-
-    `multiplier` and `shift` are int64 (C,), one per output channel; 255 * multiplier is below 2^31. The layer's bias
-    makes good for the zero-point, and for rounding down.
-    """
-
-    tensor: str
-    zero_point: int
-    multiplier: Int64
-    shift: Int64
-
-
-@dataclass(frozen=True, kw_only=True)
 class FloatRescale:
-    """q = clip(rint(float32(acc + skip) scale), low, high): both the conversion and the product round to nearest, ties
-    to even, and so does rint. `scale` is float32 (C,), one per output channel."""
+    """q = clip(rint(float32(total) scale), low, high): both the conversion and the product round to nearest, ties to
+    even, and so does rint. `scale` is float32 and broadcasts against the accumulator, last axes aligned; so do both
+    multipliers.
+
+    total = acc where `skip` is "", else acc multiplier + skip skip_multiplier, inside int32: `skip` names an integer
+    tensor that is added.
+    """
 
     scale: Float32
     low: int
     high: int
-    skip: Skip | None = None
+    skip: str = ""
+    multiplier: Int64 | None = None
+    skip_multiplier: Int64 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from ompq_deploy.export.integer.emit.blocks import requantize_blocks
 from ompq_deploy.export.integer.emit.products import convolve, multiply, over_parts, shifted, summands
-from ompq_deploy.export.integer.emit.qgemm import emit_qgemm
+from ompq_deploy.export.integer.emit.qgemm import emit_qgemm, rescale_sum
 from ompq_deploy.export.integer.emit.qlinear import emit_qlinear_conv
 from ompq_deploy.export.integer.emit.rescale import requantize
 from ompq_deploy.export.integer.emit.unfold import matrix, unfolded, unfolds
@@ -18,10 +18,9 @@ from ompq_deploy.numerics import along_axis
 
 
 def emit_conv(writer: Writer, conv: IntegerConv) -> None:
-    """ConvInteger or MatMulInteger, the bias, the requantization; or one node for all, rescaling in float32."""
-    if isinstance(conv.requantize, FloatRescale):
-        emit = emit_qlinear_conv if conv.requantize.skip is None else emit_qgemm
-        emit(writer, conv, conv.requantize)
+    """ConvInteger or MatMulInteger, the bias, the requantization; or QLinearConv."""
+    if isinstance(conv.requantize, FloatRescale) and not conv.requantize.skip:
+        emit_qlinear_conv(writer, conv, conv.requantize)
         return
     name = f"{conv.output}_codes"
     if unfolds(writer, conv):
@@ -36,18 +35,25 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
     bias = along_axis(conv.bias, conv.weights.ndim - 1, 0)
     if conv.requantize is None:
         _add_bias(writer, conv.output, bias)
+    elif isinstance(conv.requantize, FloatRescale):
+        rescale_sum(writer, conv.output, conv.requantize, conv.bias, len(conv.window.kernel))
     else:
         requantize_blocks(writer, accumulator(conv.output), conv.requantize, conv.output, bias)
 
 
 def emit_matmul(writer: Writer, matmul: IntegerMatMul) -> None:
-    """MatMulInteger, the bias, the requantization."""
+    """MatMulInteger, the bias, the requantization; or QGemm."""
+    if isinstance(matmul.requantize, FloatRescale) and not matmul.requantize.skip:
+        emit_qgemm(writer, matmul, matmul.requantize)
+        return
     weights = summands(writer, f"{matmul.output}_codes", matmul.weights)
     over_parts(
         writer, matmul.input, accumulator(matmul.output), lambda part, result: multiply(writer, part, weights, result)
     )
     if matmul.requantize is None:
         _add_bias(writer, matmul.output, matmul.bias)
+    elif isinstance(matmul.requantize, FloatRescale):
+        rescale_sum(writer, matmul.output, matmul.requantize, matmul.bias, 0)
     else:
         requantize(writer, accumulator(matmul.output), matmul.requantize, matmul.output, matmul.bias)
 

@@ -29,6 +29,11 @@ class Codes:
     zero: int
 
 
+def codes_of(writer: Writer, tensor: str) -> Codes:
+    """The codes of a tensor on an 8-bit grid."""
+    return Codes(tensor=stored(tensor), zero=writer.grids[tensor].zero_point)
+
+
 def summands(writer: Writer, name: str, weights: Int8) -> list[str]:
     """Constants that add up to the weights (K, C_out), each of which is multiplied on its own."""
     if not writer.on_any_cpu or np.abs(weights.astype(np.int16)).max(initial=0) <= LARGEST_SAFE:
@@ -64,9 +69,8 @@ def convolve(writer: Writer, tensor: str, weights: Codes, output: str, groups: i
 
 def over_parts(writer: Writer, tensor: str, output: str, apply: Callable[[Codes, str], str]) -> str:
     """A linear operation on an 8-bit tensor; on a wide one 256 times that on the high bytes, plus that on the low."""
-    grid = writer.grids[tensor]
-    if not grid.wide:
-        return apply(Codes(tensor=stored(tensor), zero=grid.zero_point), output)
+    if not writer.grids[tensor].wide:
+        return apply(codes_of(writer, tensor), output)
     high, low = _byte_tensors(writer, tensor, output)
     upper = writer.node("Cast", [apply(high, f"{output}_high")], f"{output}_high_int64", to=TensorProto.INT64)
     upper = writer.node("Mul", [upper, writer.constant(f"{output}_256", np.int64(256))], f"{output}_high_scaled")

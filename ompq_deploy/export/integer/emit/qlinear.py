@@ -23,13 +23,13 @@ def emit_qlinear_conv(writer: Writer, conv: IntegerConv, rule: FloatRescale) -> 
         one,
         writer.zero_point(conv.input),
         writer.constant(f"{conv.output}_codes", conv.weights),
-        writer.constant(f"{conv.output}_ratio", rule.scale),
+        writer.constant(f"{conv.output}_ratio", rule.scale.reshape(-1)),
         writer.constant(f"{conv.output}_weight_zero_point", np.int8(0)),
         one,
         writer.zero_point(conv.output),
         writer.constant(f"{conv.output}_bias", conv.bias.astype(np.int32)),
     ]
-    ends = clip_ends(writer, conv, rule)
+    ends = clip_ends(writer, conv.output, rule)
     result = f"{conv.output}_saturated" if ends else stored(conv.output)
     writer.node("QLinearConv", inputs, result, group=conv.groups, **window_attributes(conv.window))
     if ends:
@@ -41,8 +41,8 @@ def unit_scale(writer: Writer) -> str:
     return writer.shared("unit_scale", np.float32(1))
 
 
-def clip_ends(writer: Writer, conv: IntegerConv, rule: FloatRescale) -> list[str]:
+def clip_ends(writer: Writer, output: str, rule: FloatRescale) -> list[str]:
     """The constants between which codes are clipped; none where uint8 ends there."""
-    zero = writer.grids[conv.output].zero_point
+    zero = writer.grids[output].zero_point
     ends = [rule.low + zero, rule.high + zero]
     return [] if ends == [0, 255] else [writer.uint8(end) for end in ends]

@@ -56,26 +56,18 @@ def matrix(weights: Int8) -> Int8:
 def unfolded(writer: Writer, source: Codes, weights: Sequence[str], conv: IntegerConv, output: str) -> str:
     """The convolution of `source` (N, C, sizes...), codes of the input or one byte of them, with the `summands` of its
     `matrix`: int32 (N, C_out, places...)."""
-    x = columns(writer, source, conv, output)
-    if not reads_itself(conv.window):
-        places = output_sizes(conv.window, writer.sizes(conv.input))
-        x = writer.reshape(x, [0, *places, prod(conv.weights.shape[1:])], f"{output}_joined")
+    window, rank = conv.window, len(conv.window.kernel)
+    x = writer.channels_to_back(source.tensor, f"{output}_channels_last", rank)
+    if prod(window.kernel) > 1 or prod(window.strides) > 1 or any(window.pads):
+        x = _columns(writer, Codes(tensor=x, zero=source.zero), conv, output)
     total = multiply(writer, Codes(tensor=x, zero=source.zero), weights, f"{output}_product")
-    return writer.channels_to_front(total, output, len(conv.window.kernel))
+    return writer.channels_to_front(total, output, rank)
 
 
-def reads_itself(window: Window) -> bool:
-    """Whether each place of the output is made from the same place of the input."""
-    return prod(window.kernel) == 1 and prod(window.strides) == 1 and not any(window.pads)
-
-
-def columns(writer: Writer, source: Codes, conv: IntegerConv, output: str) -> str:
-    """What each place of the output is made from, gathered from `source`: (N, places..., kernel..., C), or where it is
-    the same place of the input, `source` with channels last, (N, places..., C)."""
-    x = writer.channels_to_back(source.tensor, f"{output}_channels_last", len(conv.window.kernel))
-    if reads_itself(conv.window):
-        return x
-    window, channels, sizes = conv.window, conv.weights.shape[1], writer.sizes(conv.input)
+def _columns(writer: Writer, source: Codes, conv: IntegerConv, output: str) -> str:
+    """What each place of the output is made from, (N, places..., T C): gathered from (N, sizes..., C)."""
+    x, window, channels = source.tensor, conv.window, conv.weights.shape[1]
+    sizes = writer.sizes(conv.input)
     widths = pad_widths(window, len(sizes))
     if any(window.pads):
         begins, ends = zip((0, 0), *widths, (0, 0), strict=True)
@@ -83,8 +75,9 @@ def columns(writer: Writer, source: Codes, conv: IntegerConv, output: str) -> st
         x = writer.node("Pad", [x, pads, writer.uint8(source.zero)], f"{output}_padded")
     padded = [size + before + after for size, (before, after) in zip(sizes, widths, strict=True)]
     x = writer.reshape(x, [0, prod(padded), channels], f"{output}_flat")
-    positions = _positions(writer, window, padded, output_sizes(window, sizes), output)
-    return writer.node("Gather", [x, positions], f"{output}_columns", axis=1)
+    places = output_sizes(window, sizes)
+    x = writer.node("Gather", [x, _positions(writer, window, padded, places, output)], f"{output}_gathered", axis=1)
+    return writer.reshape(x, [0, *places, prod(window.kernel) * channels], f"{output}_columns")
 
 
 def _positions(writer: Writer, window: Window, padded: Sequence[int], places: Sequence[int], output: str) -> str:

@@ -112,7 +112,7 @@ class Writer:
         """The constant that holds the zero-point of an 8-bit tensor."""
         return self.uint8(self.grids[tensor].zero_point)
 
-    def shared(self, name: str, value: np.generic) -> str:
+    def shared(self, name: str, value: NDArray[Any] | np.generic) -> str:
         """A constant that is stored once, however often it is asked for."""
         if name not in self._once:
             self._once.add(name)
