@@ -13,8 +13,7 @@ onnxruntime broadcasts rows of a few hundred numbers in half the time that rows 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from ompq_deploy.export.integer.emit.products import codes_of
 from ompq_deploy.export.integer.emit.qlinear import clip_ends, unit_scale
@@ -37,40 +36,44 @@ def emit_qgemm(writer: Writer, matmul: IntegerMatMul, rule: FloatRescale) -> Non
 def rescale_sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int) -> None:
     """From the accumulator of `output`, to which `bias` and a tensor are added, to its stored tensor. Channels are in
     front of `axes` spatial ones, or last where there are none."""
+    sizes = writer.sizes(output) if axes else []
+    total = _sum(writer, output, rule, bias, axes, repeated=sizes[-1] if sizes else 1)
+    rows = writer.reshape(total, [-1, len(bias)], f"{output}_total_rows")
+    count = writer.node("Shape", [rows], f"{output}_row_count", end=1)
+    zero = helper.make_tensor("zero", TensorProto.UINT8, [1], [0])
+    column = writer.node("ConstantOfShape", [count], f"{output}_column", value=zero)
+    nothing = np.zeros((1, len(bias)), np.int8)
+    result = _qgemm(writer, output, rule, column, writer.uint8(0), nothing, rows)
+    last = f"{output}_last" if axes else stored(output)
+    if sizes:
+        writer.reshape(result, [-1, *sizes, len(bias)], last)
+    else:
+        writer.node("Reshape", [result, writer.node("Shape", [total], f"{output}_shape")], last)
+    if axes:
+        writer.channels_to_front(last, stored(output), axes)
+
+
+def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int, repeated: int) -> str:
+    """accumulator M + skip M_skip, with the bias and less the zero-point of the skip, channels last: int32. `repeated` is
+    the length of the last spatial axis, where it is known."""
     assert rule.multiplier is not None
     assert rule.skip_multiplier is not None
     total, skip = accumulator(output), stored(rule.skip)
     if axes:
-        total, skip = (
-            writer.channels_to_back(tensor, f"{output}_{name}", axes)
-            for name, tensor in (("sum_last", total), ("skip_last", skip))
-        )
-    sizes = writer.sizes(output) if axes else []
+        total = writer.channels_to_back(total, f"{output}_accumulator_last", axes)
+        skip = writer.channels_to_back(skip, f"{output}_skip_last", axes)
 
-    def per_channel(name: str, values: NDArray[np.integer]) -> str:
+    def per_channel(name: str, values: Int64) -> str:
         """A constant (C,); a scalar where all channels have the same."""
         flat = values.reshape(-1).astype(np.int32)
-        repeated = np.tile(flat, (sizes[-1], 1)) if sizes else flat
-        return writer.constant(f"{output}_{name}", flat[0] if np.all(flat == flat[0]) else repeated)
+        return writer.constant(f"{output}_{name}", flat[0] if np.all(flat == flat[0]) else np.tile(flat, (repeated, 1)))
 
     scaled = writer.node("Mul", [total, per_channel("multiplier", rule.multiplier)], f"{output}_scaled")
     skip = writer.node("Cast", [skip], f"{output}_skip_int32", to=TensorProto.INT32)
     skip = writer.node("Mul", [skip, per_channel("skip_multiplier", rule.skip_multiplier)], f"{output}_skip_scaled")
     offset = bias * rule.multiplier.reshape(-1) - writer.zero(rule.skip) * rule.skip_multiplier.reshape(-1)
     total = writer.node("Add", [scaled, skip], f"{output}_without_offset")
-    total = writer.node("Add", [total, per_channel("offset", offset)], f"{output}_total")
-    rows = writer.reshape(total, [-1, len(bias)], f"{output}_total_rows")
-    ends = [writer.shared(f"axis_{n}", np.array([n], np.int64)) for n in (0, 1, 1)]
-    unread = writer.node("Slice", [rows, *ends], f"{output}_first_column")
-    unread = writer.node("Cast", [unread], f"{output}_unread", to=TensorProto.UINT8)
-    nothing = np.zeros((1, len(bias)), np.int8)
-    result = _qgemm(writer, output, rule, unread, writer.uint8(0), nothing, rows)
-    shape = writer.node("Shape", [total], f"{output}_shape")
-    if axes:
-        result = writer.node("Reshape", [result, shape], f"{output}_last")
-        writer.channels_to_front(result, stored(output), axes)
-    else:
-        writer.node("Reshape", [result, shape], stored(output))
+    return writer.node("Add", [total, per_channel("offset", offset)], f"{output}_total")
 
 
 def _qgemm(writer: Writer, output: str, rule: FloatRescale, left: str, zero: str, weights: Int8, added: str) -> str:
