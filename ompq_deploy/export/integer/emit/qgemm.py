@@ -54,7 +54,7 @@ def rescale_sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, ax
 
 
 def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int, repeated: int) -> str:
-    """accumulator M + skip M_skip, with the bias and less the zero-point of the skip, channels last: int32. `repeated` is
+    """accumulator M + skip M_skip, bias and zero-point taken into account, channels last: int32. `repeated` is
     the length of the last spatial axis, where it is known."""
     assert rule.multiplier is not None
     assert rule.skip_multiplier is not None
@@ -66,7 +66,9 @@ def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int
     def per_channel(name: str, values: Int64) -> str:
         """A constant (C,); a scalar where all channels have the same."""
         flat = values.reshape(-1).astype(np.int32)
-        return writer.constant(f"{output}_{name}", flat[0] if np.all(flat == flat[0]) else np.tile(flat, (repeated, 1)))
+        if np.all(flat == flat[0]):
+            return writer.constant(f"{output}_{name}", flat[0])
+        return writer.constant(f"{output}_{name}", np.tile(flat, (repeated, 1)) if repeated > 1 else flat)
 
     scaled = writer.node("Mul", [total, per_channel("multiplier", rule.multiplier)], f"{output}_scaled")
     skip = writer.node("Cast", [skip], f"{output}_skip_int32", to=TensorProto.INT32)
