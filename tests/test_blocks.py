@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ompq_deploy.export.integer.emit import blocks, integer_model
+from ompq_deploy.export.integer.emit import blocks, channels_last, integer_model, unfold
 from ompq_deploy.export.integer.lower import lower
 from tests import models
 from tests.integer import assert_equal_to_reference
@@ -17,12 +17,13 @@ from tests.quantized import inputs, quantize_graph, with_zero_points
 
 def test_blocks_hold_whole_channels_and_are_of_about_equal_size() -> None:
     elements = blocks.BLOCK_ELEMENTS
-    assert blocks.block_sizes((None, 64, 8, 8)) == [64]
-    assert blocks.block_sizes((None, 7, 1, elements)) == [1] * 7
-    assert blocks.block_sizes((None, 7, 1, elements // 2)) == [2, 2, 2, 1]
-    assert blocks.block_sizes((4, 8, 1, elements // 8)) == [2, 2, 2, 2]
-    assert blocks.block_sizes((None, 7, None, 100)) == []
-    assert blocks.block_sizes(()) == []
+    assert blocks.block_lengths((None, 64, 8, 8), 1) == [64]
+    assert blocks.block_lengths((None, 7, 1, elements), 1) == [1] * 7
+    assert blocks.block_lengths((None, 7, 1, elements // 2), 1) == [2, 2, 2, 1]
+    assert blocks.block_lengths((4, 8, 1, elements // 8), 1) == [2, 2, 2, 2]
+    assert blocks.block_lengths((4, 8, 3, elements // 8), 2) == [1, 1, 1]
+    assert blocks.block_lengths((None, 7, None, 100), 1) == []
+    assert blocks.block_lengths((), 1) == []
 
 
 def test_a_broadcast_sum_stays_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +48,33 @@ def test_any_block_size_gives_the_same_integers(
     program = lower(quantized)
     assert any(node.op_type == "Split" for node in integer_model(program).graph.node)
     assert_equal_to_reference(program, inputs(quantized.graph))
+
+
+@pytest.mark.parametrize("size", [1, 500, 1 << 17])
+@pytest.mark.parametrize("few", [0, 64])
+def test_blocks_with_channels_last(size: int, few: int, residual_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind matrix products blocks are cut from the height."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", size)
+    monkeypatch.setattr(channels_last, "FEW_CHANNELS", few)
+    monkeypatch.setattr(unfold, "FEWEST_CHANNELS", 1)
+    quantized = with_zero_points(quantize_graph(residual_model), [200, 3, 128, 255, 77])
+    program = lower(quantized)
+    nodes = integer_model(program).graph.node
+    cut = [node for node in nodes if node.op_type == "Split" and node.input[0].endswith("_accumulator_last")]
+    assert len(cut) == (4 if size < 1 << 17 else 0)
+    assert_equal_to_reference(program, inputs(quantized.graph))
+
+
+@pytest.mark.parametrize("size", [1, 20, 1 << 17])
+def test_blocks_of_signals(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one spatial axis, blocks are cut from that along which constants are repeated."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", size)
+    g = GraphBuilder()
+    weights = [g.constant(g.random.standard_normal((16, 16, 3)).astype(np.float32), f"weight{i}") for i in range(2)]
+    first = g.node("Relu", [g.node("Conv", ["x", weights[0]], "first", pads=[1, 1])], "relu")
+    second = g.node("Conv", [first, weights[1]], "second", pads=[1, 1])
+    added = g.node("Relu", [g.node("Add", [first, second], "added")], "added_relu")
+    model = g.model(["N", 16, 11], g.node("MaxPool", [added], "pool", kernel_shape=[2]), ["N", 16, 10])
+    program = lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+    assert any(node.op_type == "MatMulInteger" for node in integer_model(program).graph.node)
+    assert_equal_to_reference(program, inputs(program.graph))

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ompq_deploy.export.integer.emit.blocks import requantize_blocks
+from ompq_deploy.export.integer.emit.channels_last import requantize_last, suits_last
 from ompq_deploy.export.integer.emit.products import convolve, multiply, over_parts, shifted, summands
 from ompq_deploy.export.integer.emit.qgemm import emit_qgemm, rescale_sum
 from ompq_deploy.export.integer.emit.qlinear import emit_qlinear_conv
@@ -37,6 +38,8 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
         _add_bias(writer, conv.output, bias)
     elif isinstance(conv.requantize, FloatRescale):
         rescale_sum(writer, conv.output, conv.requantize, conv.bias, len(conv.window.kernel))
+    elif unfolds(writer, conv) and suits_last(writer, conv.requantize, conv.output, conv.weights.ndim):
+        requantize_last(writer, conv.requantize, conv.output, bias)
     else:
         requantize_blocks(writer, accumulator(conv.output), conv.requantize, conv.output, bias)
 

@@ -5,9 +5,6 @@
 Of a matrix product that adds nothing else, A is the input, B the weights and C the bias. Where a tensor is added, C is
 the sum of it all, in int32, and A B is zero. The kernel that rescales is that of QLinearConv, see `qlinear.py` for the
 scales.
-
-A sum has its channels last. Its constants with one value per channel are repeated along the last spatial axis, since
-onnxruntime broadcasts rows of a few hundred numbers in half the time that rows of 16 take.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
+from ompq_deploy.export.integer.emit.channels_last import row
 from ompq_deploy.export.integer.emit.products import codes_of
 from ompq_deploy.export.integer.emit.qlinear import clip_ends, unit_scale
 from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored
@@ -37,7 +35,7 @@ def rescale_sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, ax
     """From the accumulator of `output`, to which `bias` and a tensor are added, to its stored tensor. Channels are in
     front of `axes` spatial ones, or last where there are none."""
     sizes = writer.sizes(output) if axes else []
-    total = _sum(writer, output, rule, bias, axes, repeated=sizes[-1] if sizes else 1)
+    total = _sum(writer, output, rule, bias, axes, width=sizes[-1] if sizes else 1)
     rows = writer.reshape(total, [-1, len(bias)], f"{output}_total_rows")
     count = writer.node("Shape", [rows], f"{output}_row_count", end=1)
     zero = helper.make_tensor("zero", TensorProto.UINT8, [1], [0])
@@ -53,9 +51,9 @@ def rescale_sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, ax
         writer.channels_to_front(last, stored(output), axes)
 
 
-def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int, repeated: int) -> str:
-    """accumulator M + skip M_skip, bias and zero-point taken into account, channels last: int32. `repeated` is
-    the length of the last spatial axis, where it is known."""
+def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int, width: int) -> str:
+    """accumulator M + skip M_skip, bias and zero-point taken into account, channels last: int32. `width` is the
+    length of the last spatial axis, 1 where it is not known."""
     assert rule.multiplier is not None
     assert rule.skip_multiplier is not None
     total, skip = accumulator(output), stored(rule.skip)
@@ -64,11 +62,7 @@ def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int
         skip = writer.channels_to_back(skip, f"{output}_skip_last", axes)
 
     def per_channel(name: str, values: Int64) -> str:
-        """A constant (C,); a scalar where all channels have the same."""
-        flat = values.reshape(-1).astype(np.int32)
-        if np.all(flat == flat[0]):
-            return writer.constant(f"{output}_{name}", flat[0])
-        return writer.constant(f"{output}_{name}", np.tile(flat, (repeated, 1)) if repeated > 1 else flat)
+        return writer.constant(f"{output}_{name}", row(values, width).astype(np.int32))
 
     scaled = writer.node("Mul", [total, per_channel("multiplier", rule.multiplier)], f"{output}_scaled")
     skip = writer.node("Cast", [skip], f"{output}_skip_int32", to=TensorProto.INT32)
