@@ -84,10 +84,10 @@ def test_the_exported_models_pass(batch: int | str, tmp_path: Path) -> None:
         ("main1_relu_out_codes_half0", flip_one),
         ("main1_relu_out_codes_half1", swap_two),
         ("depthwise_clip_out_codes", swap_two),
-        ("main1_relu_out_scaled_multiplier", add_one_percent),
-        ("main1_relu_out_shift", lambda shift: shift + 1),
+        ("main1_relu_out_last_scaled_multiplier", add_one_percent),
+        ("main1_relu_out_last_shift", lambda shift: shift + 1),
         ("add2_relu_out_skip_multiplier", add_one_percent),
-        ("main1_relu_out_offset", lambda offset: offset + (offset >> 8)),
+        ("main1_relu_out_last_offset", lambda offset: offset + (offset >> 8)),
         ("dequantize_scale", lambda scale: scale * np.float32(1.001)),
     ],
 )
