@@ -1,7 +1,7 @@
 """Time and memory of the integer-only model, in both arithmetics, as ratios to the float model's.
 
 Targets: at most 8 (MobileNetV2) and 4 (ResNet-56) times as long under `dyadic`, at most as long under `tensorrt`, at
-most twice the memory. docs/results.md has the figures, and says why ResNet-56 misses the second.
+most twice the memory. docs/results.md has the figures, and says which are missed with two threads.
 
 All models of a row share one process and alternate; figures are medians of wall time and of the processor time of the
 whole process, which other work on the machine disturbs less. Peak memory is that of a child process of its own for each
