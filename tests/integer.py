@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from ompq_deploy.artifacts import QuantizedGraph
 from ompq_deploy.export.integer.check import float_tensors_inside
 from ompq_deploy.export.integer.emit import accumulator, integer_model, storage_type, storage_zero, stored
-from ompq_deploy.export.integer.program import IntegerProgram, first_input
+from ompq_deploy.export.integer.program import IntegerConv, IntegerProgram, first_input
+from ompq_deploy.export.integer.rules import Window
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.export.qdq_names import QdqNames
 from ompq_deploy.simulator import ProgramRun, run_program
@@ -84,6 +85,25 @@ def steps_from_qdq(quantized: QuantizedGraph, program: IntegerProgram, feeds: di
     }
     ours = run_program(program, feeds, given=given).integers
     return max(int(np.abs(ours[name].astype(int) - given[name]).max()) for name in names)
+
+
+def draw_conv(random: np.random.Generator, rank: int, largest: int, groups: int = 1) -> tuple[IntegerConv, list[int]]:
+    """A convolution of `x` with a random window, weights up to `largest`, and sizes it fits into."""
+    kernel, strides, dilations = ([int(n) for n in random.integers(1, 4, rank)] for _ in range(3))
+    pads = [int(random.integers(k)) for k in kernel * 2]
+    sizes = [int((k - 1) * d + random.integers(1, 6)) for k, d in zip(kernel, dilations, strict=True)]
+    outputs, channels = (int(n) for n in random.integers(1, 6, 2))
+    conv = IntegerConv(
+        name="c",
+        input="x",
+        output="y",
+        weights=random.integers(-largest - 1, largest + 1, (outputs * groups, channels, *kernel)).astype(np.int8),
+        bias=random.integers(-1000, 1000, outputs * groups),
+        window=Window(kernel=tuple(kernel), strides=tuple(strides), dilations=tuple(dilations), pads=tuple(pads)),
+        groups=groups,
+        requantize=None,
+    )
+    return conv, sizes
 
 
 def settings(g: GraphBuilder, name: str, *values: int) -> str:

@@ -19,7 +19,7 @@ from ompq_deploy.export.integer.emit.writer import Writer
 from ompq_deploy.export.integer.lower import lower
 from ompq_deploy.export.integer.program import TENSORRT, IntegerConv, IntegerMatMul
 from ompq_deploy.export.integer.rescale import ACCUMULATOR_LIMIT
-from ompq_deploy.export.integer.rules import FloatRescale, Requantize, Window
+from ompq_deploy.export.integer.rules import FloatRescale, Requantize
 from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.simulator import requantize, run_program
 from ompq_deploy.simulator.linear import accumulate, add_bias
@@ -27,7 +27,7 @@ from ompq_deploy.verify import verify
 from tests import models
 from tests.exact import requantize as requantize_exactly
 from tests.exact import whole
-from tests.integer import assert_equal_to_reference, steps_from_qdq
+from tests.integer import assert_equal_to_reference, draw_conv, steps_from_qdq
 from tests.integer import run as run_model
 from tests.models import GraphBuilder
 from tests.quantized import inputs, quantize_graph, with_zero_points
@@ -48,25 +48,6 @@ def draw_rule(random: np.random.Generator, per_channel: tuple[int, ...], skip: s
         multiplier=2 ** random.integers(0, 8, per_channel) if skip else None,
         skip_multiplier=random.integers(0, 2**22, per_channel) if skip else None,
     )
-
-
-def draw_conv(random: np.random.Generator, rank: int, groups: int) -> tuple[IntegerConv, list[int]]:
-    """A convolution that adds `s`, and the channels and sizes of its input."""
-    kernel, strides, dilations = ([int(n) for n in random.integers(1, 4, rank)] for _ in range(3))
-    pads = [int(random.integers(k)) for k in kernel * 2]
-    sizes = [int((k - 1) * d + random.integers(1, 6)) for k, d in zip(kernel, dilations, strict=True)]
-    outputs, channels = (int(n) for n in random.integers(1, 5, 2))
-    conv = IntegerConv(
-        name="c",
-        input="x",
-        output="y",
-        weights=random.integers(-128, 128, (outputs * groups, channels, *kernel)).astype(np.int8),
-        bias=random.integers(-(2**17), 2**17, outputs * groups),
-        window=Window(kernel=tuple(kernel), strides=tuple(strides), dilations=tuple(dilations), pads=tuple(pads)),
-        groups=groups,
-        requantize=draw_rule(random, (outputs * groups, *[1] * rank)),
-    )
-    return conv, [channels * groups, *sizes]
 
 
 def draw_matmul(random: np.random.Generator, skip: str) -> IntegerMatMul:
@@ -118,8 +99,9 @@ def unfold_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_convolution_gives_the_integers_of_the_reference(rank: int, form: str) -> None:
     random = np.random.default_rng(rank)
     for _ in range(10):
-        conv, (channels, *sizes) = draw_conv(random, rank, 2 if form == "groups" else 1)
-        x = random.integers(0, 256, (2, channels, *sizes)).astype(np.uint8)
+        conv, sizes = draw_conv(random, rank, 127, 2 if form == "groups" else 1)
+        conv = replace(conv, requantize=draw_rule(random, (len(conv.weights), *[1] * rank)))
+        x = random.integers(0, 256, (2, conv.weights.shape[1] * conv.groups, *sizes)).astype(np.uint8)
         outputs = accumulate(conv, x.astype(np.int32)).shape
         added = random.integers(0, 256, (1, *outputs[1:-1], 1) if form == "broadcast" else outputs).astype(np.uint8)
         shapes: dict[str, Shape] = {"x": (None, *x.shape[1:]), "s": added.shape, "y": (None, *outputs[1:])}

@@ -23,7 +23,7 @@ from ompq_deploy.export.qdq import qdq_model
 from ompq_deploy.simulator.linear import add_bias, convolve
 from ompq_deploy.verify import verify
 from tests import models
-from tests.integer import assert_equal_to_reference, quantized_case, run
+from tests.integer import assert_equal_to_reference, draw_conv, quantized_case, run
 from tests.models import GraphBuilder
 from tests.quantized import inputs, quantize_graph
 from tests.test_integer import CASES
@@ -34,25 +34,6 @@ CONVOLUTIONS = [name for name in CASES | OPERATOR_CASES if name.startswith("conv
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
-
-
-def draw_conv(random: np.random.Generator, rank: int, largest: int) -> tuple[IntegerConv, list[int]]:
-    """A convolution of one group with a random window, and sizes it fits into."""
-    kernel, strides, dilations = ([int(n) for n in random.integers(1, 4, rank)] for _ in range(3))
-    pads = [int(random.integers(k)) for k in kernel * 2]
-    sizes = [int((k - 1) * d + random.integers(1, 6)) for k, d in zip(kernel, dilations, strict=True)]
-    outputs, channels = (int(n) for n in random.integers(1, 6, 2))
-    conv = IntegerConv(
-        name="c",
-        input="x",
-        output="y",
-        weights=random.integers(-largest - 1, largest + 1, (outputs, channels, *kernel)).astype(np.int8),
-        bias=random.integers(-1000, 1000, outputs),
-        window=Window(kernel=tuple(kernel), strides=tuple(strides), dilations=tuple(dilations), pads=tuple(pads)),
-        groups=1,
-        requantize=None,
-    )
-    return conv, sizes
 
 
 def emit_one(conv: IntegerConv, grid: Grid, shape: Sequence[int | None]) -> onnx.ModelProto:
