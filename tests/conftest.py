@@ -39,14 +39,20 @@ def residual_model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, standard output, standard error)."""
+def run_telling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process, progress told: (exit code, standard output, standard error)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ompq-deploy", *map(str, arguments), "--quiet"])
+        monkeypatch.setattr(sys, "argv", ["ompq-deploy", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def run(run_telling: Run) -> Run:
+    """The same, quietly."""
+    return lambda *arguments: run_telling(*arguments, "--quiet")
