@@ -49,8 +49,8 @@ def rescaled_in_float(
 def _with_skip(scope: Scope, group: Group, grid: Float32, bound: Int64, rule: FloatRescale) -> FloatRescale | None:
     """The rule that adds the group's other tensor; None where that is not exact enough, or its axes are not known."""
     skip = scope.grid(group.skip)
-    ranks = {len(scope.index.shapes.get(name, ())) for name in (group.skip, group.output)}
-    if skip.wide or len(ranks) > 1:
+    shapes = [scope.index.shapes.get(name, ()) for name in (group.skip, group.output)]
+    if skip.wide or not all(shapes) or len(shapes[0]) != len(shapes[1]):
         return None
     ratio = skip.scale / grid.astype(np.float64)
     room = ACCUMULATOR_LIMIT / (bound + LARGEST * (ratio + 1))
