@@ -9,6 +9,7 @@ import pytest
 
 from ompq_deploy.export.integer.emit import blocks, channels_last, integer_model, unfold
 from ompq_deploy.export.integer.lower import lower
+from ompq_deploy.export.integer.program import ARITHMETICS
 from tests import models
 from tests.integer import assert_equal_to_reference
 from tests.models import GraphBuilder
@@ -51,11 +52,13 @@ def test_any_block_size_gives_the_same_integers(
 
 
 @pytest.mark.parametrize("size", [1, 500, 1 << 17])
-@pytest.mark.parametrize("few", [0, 64])
-def test_blocks_with_channels_last(size: int, few: int, residual_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most_repeated", [0, 1 << 20])
+def test_blocks_with_channels_last(
+    size: int, most_repeated: int, residual_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Behind matrix products blocks are cut from the height."""
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", size)
-    monkeypatch.setattr(channels_last, "FEW_CHANNELS", few)
+    monkeypatch.setattr(channels_last, "MOST_REPEATED", most_repeated)
     monkeypatch.setattr(unfold, "FEWEST_CHANNELS", 1)
     quantized = with_zero_points(quantize_graph(residual_model), [200, 3, 128, 255, 77])
     program = lower(quantized)
@@ -63,6 +66,36 @@ def test_blocks_with_channels_last(size: int, few: int, residual_model: Path, mo
     cut = [node for node in nodes if node.op_type == "Split" and node.input[0].endswith("_accumulator_last")]
     assert len(cut) == (4 if size < 1 << 17 else 0)
     assert_equal_to_reference(program, inputs(quantized.graph))
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("channels", [1, 16])
+def test_a_context_is_broadcast(
+    arithmetic: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A convolution of one place, or of one channel, to which a whole tensor is added; blocks would not fit it."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 500)
+    monkeypatch.setattr(unfold, "FEWEST_CHANNELS", 1)
+    g = GraphBuilder()
+    first = g.node("Relu", [g.conv("x", "first", 3, 16)], "relu")
+    mean = g.node("GlobalAveragePool", [first], "mean")
+    added = g.node("Add", [g.conv(mean, "context", 16, channels, kernel=1), first], "added")
+    last = g.conv(g.node("Relu", [added], "added_relu"), "last", 16, 2)
+    model = g.model(["N", 3, 12, 12], last, ["N", 2, 12, 12])
+    program = lower(quantize_graph(models.save(model, tmp_path / "m.onnx")), arithmetic)
+    assert_equal_to_reference(program, inputs(program.graph))
+
+
+def test_constants_are_not_repeated_where_that_is_much(tmp_path: Path) -> None:
+    """Of 16 channels and 256 places in a row, in 16 blocks."""
+    g = GraphBuilder()
+    first = g.node("Relu", [g.conv("x", "first", 16, 16)], "relu")
+    model = g.model(["N", 16, 256, 256], g.conv(first, "last", 16, 2), ["N", 2, 256, 256])
+    program = lower(quantize_graph(models.save(model, tmp_path / "m.onnx")))
+    sizes = {tensor.name: tensor.ByteSize() for tensor in integer_model(program).graph.initializer}
+    rule = {name: size for name, size in sizes.items() if name.startswith("relu_out_last")}
+    assert len(rule) > 16
+    assert max(rule.values()) < 1000
 
 
 @pytest.mark.parametrize("size", [1, 20, 1 << 17])

@@ -27,10 +27,11 @@ from ompq_deploy.verify import verify
 from tests import models
 from tests.exact import requantize as requantize_exactly
 from tests.exact import whole
-from tests.integer import assert_equal_to_reference, draw_conv, steps_from_qdq
+from tests.integer import assert_equal_to_reference, draw_conv, quantized_case, steps_from_qdq
 from tests.integer import run as run_model
 from tests.models import GraphBuilder
 from tests.quantized import inputs, quantize_graph, with_zero_points
+from tests.test_integer_operators import CASES
 
 X, ADDED, OUT = Grid(scale=1.0, zero_point=77), Grid(scale=1.0, zero_point=200), Grid(scale=1.0, zero_point=30)
 ZERO_POINTS = [100, 30, 128, 60, 90]
@@ -191,6 +192,39 @@ def test_linear_layers_are_rescaled_in_float(tmp_path: Path) -> None:
     assert steps_from_qdq(quantized, program, feeds) <= 1
 
 
+def test_a_sum_that_int32_holds_too_coarsely_is_rescaled_in_64_bits(residual_model: Path) -> None:
+    """Steps of the output so fine that those of the sum are a hundredth of them."""
+    quantized = quantize_graph(residual_model)
+    output = adding(quantized)["project"].output
+    finer = replace(quantized.grids[output], scale=float(np.float32(quantized.grids[output].scale / 1000)))
+    quantized = replace(quantized, grids={**quantized.grids, output: finer})
+    assert isinstance(adding(quantized)["project"].requantize, Requantize)
+    assert_equal_to_reference(lower(quantized, TENSORRT), inputs(quantized.graph))
+
+
+def test_a_wide_tensor_is_added_in_64_bits() -> None:
+    layers = adding(quantized_case(CASES["function_of_a_sum"]))
+    assert layers
+    assert all(isinstance(layer.requantize, Requantize) for layer in layers.values())
+
+
+def test_accumulators_of_sums_are_compared(residual_model: Path) -> None:
+    quantized = quantize_graph(residual_model)
+    reference = assert_equal_to_reference(lower(quantized, TENSORRT), inputs(quantized.graph))
+    assert {layer.output for layer in adding(quantized).values()} <= set(reference.accumulators)
+
+
+@pytest.mark.parametrize("shape", [(4, 0, 6), (0, 3, 6), (0, 0, 6)])
+@pytest.mark.parametrize("skip", ["", "s"])
+def test_matrix_products_of_nothing(shape: tuple[int, ...], skip: str) -> None:
+    matmul = draw_matmul(np.random.default_rng(0), skip)
+    matmul = replace(matmul, weights=matmul.weights[:6])
+    codes = {"x": np.zeros((*shape[:-1], len(matmul.weights)), np.uint8)}
+    if skip:
+        codes["s"] = np.zeros((*shape[:-1], matmul.weights.shape[1]), np.uint8)
+    assert_equal(matmul, codes, {})
+
+
 @pytest.mark.usefixtures("unfold_all")
 def test_a_batch_of_none(residual_model: Path) -> None:
     model = integer_model(lower(quantize_graph(residual_model), TENSORRT))
@@ -212,10 +246,19 @@ def test_a_changed_multiplier_is_found(residual_model: Path) -> None:
     assert verdict.first_departure.layer == "downsample"
 
 
-def test_the_check_trusts_no_declared_type(residual_model: Path) -> None:
-    """QGemm without a zero-point of its output returns floats."""
+def test_the_check_works_out_what_qgemm_returns(residual_model: Path) -> None:
+    """Floats, without a zero-point of its output, whatever the model declares."""
     model = integer_model(lower(quantize_graph(residual_model), TENSORRT))
     assert float_tensors_inside(model) == ()
     product = next(node for node in model.graph.node if node.op_type == "QGemm")
     del product.input[7:]
     assert product.output[0] in float_tensors_inside(model)
+
+
+def test_the_check_wants_constant_scales(residual_model: Path) -> None:
+    model = integer_model(lower(quantize_graph(residual_model), TENSORRT))
+    product = next(node for node in model.graph.node if node.op_type == "QGemm")
+    ratio = next(tensor for tensor in model.graph.initializer if tensor.name == product.input[4])
+    model.graph.initializer.remove(ratio)
+    model.graph.input.append(helper.make_tensor_value_info(ratio.name, TensorProto.FLOAT, list(ratio.dims)))
+    assert ratio.name in float_tensors_inside(model)

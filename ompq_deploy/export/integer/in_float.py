@@ -47,10 +47,11 @@ def rescaled_in_float(
 
 
 def _with_skip(scope: Scope, group: Group, grid: Float32, bound: Int64, rule: FloatRescale) -> FloatRescale | None:
-    """The rule that adds the group's other tensor; None where that is not exact enough, or its axes are not known."""
+    """The rule that adds the group's other tensor; None where that is not exact enough, or where it may have more
+    channels than the layer, or fewer axes."""
     skip = scope.grid(group.skip)
-    shapes = [scope.index.shapes.get(name, ()) for name in (group.skip, group.output)]
-    if skip.wide or not all(shapes) or len(shapes[0]) != len(shapes[1]):
+    added, output = (scope.index.shapes.get(name, ()) for name in (group.skip, group.output))
+    if skip.wide or not output or len(added) != len(output) or output[-bound.ndim] != bound.size:
         return None
     ratio = skip.scale / grid.astype(np.float64)
     room = ACCUMULATOR_LIMIT / (bound + LARGEST * (ratio + 1))

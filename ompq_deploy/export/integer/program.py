@@ -9,7 +9,7 @@ where `acc` is an accumulator, int32 of 8-bit tensors and int64 of wide ones, it
 M / 2^shift ~ scale_acc / scale_out (HAWQ-V3, Yao et al. 2021, section 3.2). Under the arithmetic `tensorrt`
 layers between 8-bit grids end in
 
-    q = clip(rint(float32(acc) scale), low, high)                                  in float32, ties to even
+    q = clip(rint(float32(acc M + skip M_skip) scale), low, high)                  in float32, ties to even
 
 docs/integer-spec.md is the prose; `emit/` writes it as ONNX and `simulator/` runs it in NumPy.
 """

@@ -25,8 +25,10 @@ def requantize_blocks(writer: Writer, source: str, rule: Requantize, output: str
 
     A tensor whose sizes are not known, or that is made by broadcasting, stays in one piece.
     """
-    lengths = block_lengths(writer.shapes.get(output, ()), 1)
-    if not lengths or may_broadcast(writer, rule, output, bias.ndim + 1):
+    shape = writer.shapes.get(output, ())
+    lengths = block_lengths(shape, 1)
+    broadcast = shape[1:2] != (len(bias),) or len(shape) != bias.ndim + 1
+    if not lengths or broadcast or (rule.skip and writer.shapes.get(rule.skip) != shape):
         requantize(writer, source, rule, output, bias)
         return
     ends = np.cumsum(lengths)
@@ -61,12 +63,6 @@ def requantize_along(
     for name, part, added, rule, bias in zip(names, sources, skips, rules, biases, strict=True):
         requantize(writer, part, replace(rule, skip=added), name, bias)
     writer.node("Concat", [stored(name) for name in names], stored(output), axis=1)
-
-
-def may_broadcast(writer: Writer, rule: Requantize, output: str, rank: int) -> bool:
-    """Whether a tensor is not known to have the same shape as the accumulator, of `rank` axes, and what is added."""
-    shape = writer.shapes.get(output, ())
-    return len(shape) != rank or (bool(rule.skip) and writer.shapes.get(rule.skip) != shape)
 
 
 def block_lengths(shape: Sequence[int | None], axis: int) -> list[int]:

@@ -9,28 +9,32 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ompq_deploy.export.integer.emit.blocks import block_lengths, may_broadcast, requantize_along
+from ompq_deploy.export.integer.emit.blocks import block_lengths, requantize_along
 from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored
+from ompq_deploy.export.integer.geometry import output_sizes
+from ompq_deploy.export.integer.program import IntegerConv
 from ompq_deploy.export.integer.rules import Int64, Requantize
 
 FIRST_SPATIAL = 2
-FEW_CHANNELS = 64
+MOST_REPEATED = 1 << 11
+"""Numbers in a constant that is repeated: more would be a large part of a small network's file."""
 
 
-def row(values: Int64, width: int) -> NDArray[np.int64]:
-    """One value per channel as a constant of a tensor (..., width, C): (width, C) where C is small, else (C,); a scalar
-    where all are equal. `width` is 1 where it is not known."""
+def repeated(values: Int64, width: int) -> Int64:
+    """One value per channel as a constant of a tensor (..., width, C): (width, C) where that is small, else (C,); of no
+    axes where all are equal. `width` is 1 where it is not known."""
     flat = values.reshape(-1)
     if np.all(flat == flat[0]):
-        return flat[0]
-    return np.tile(flat, (width, 1)) if width > 1 and flat.size <= FEW_CHANNELS else flat
+        return flat[0].reshape(())
+    return np.tile(flat, (width, 1)) if 1 < width <= MOST_REPEATED // flat.size else flat
 
 
-def suits_last(writer: Writer, rule: Requantize, output: str, rank: int) -> bool:
-    """Whether the sizes of `output`, of `rank` axes, are known, and nothing is broadcast."""
-    return bool(block_lengths(writer.shapes.get(output, ()), 1)) and not may_broadcast(writer, rule, output, rank)
+def suits_last(writer: Writer, conv: IntegerConv, rule: Requantize) -> bool:
+    """Whether accumulator, output and the tensor added are known to be of one shape, so that all can be cut alike."""
+    shape = writer.shapes.get(conv.output, ())
+    made = [len(conv.weights), *output_sizes(conv.window, writer.sizes(conv.input))]
+    return list(shape[1:]) == made and (not rule.skip or writer.shapes.get(rule.skip) == shape)
 
 
 def requantize_last(writer: Writer, rule: Requantize, output: str, bias: Int64) -> None:
@@ -45,12 +49,12 @@ def requantize_last(writer: Writer, rule: Requantize, output: str, bias: Int64) 
     writer.grids[last] = writer.grids[output]
     lengths = block_lengths(writer.shapes[output], FIRST_SPATIAL)
     widths = lengths if len(sizes) == 1 else [sizes[-1]] * len(lengths)
-    rules = [_with_rows(rule, width) for width in widths]
-    requantize_along(writer, total, lengths, rules, last, [row(bias, width) for width in widths])
+    rules = [_repeated_rule(rule, width) for width in widths]
+    requantize_along(writer, total, lengths, rules, last, [repeated(bias, width) for width in widths])
     writer.channels_to_front(stored(last), stored(output), len(sizes))
 
 
-def _with_rows(rule: Requantize, width: int) -> Requantize:
-    clamp = replace(rule.clamp, shift=row(rule.clamp.shift, width), reach=row(rule.clamp.reach, width))
-    added = None if rule.skip_multiplier is None else row(rule.skip_multiplier, width)
-    return replace(rule, multiplier=row(rule.multiplier, width), clamp=clamp, skip_multiplier=added)
+def _repeated_rule(rule: Requantize, width: int) -> Requantize:
+    clamp = replace(rule.clamp, shift=repeated(rule.clamp.shift, width), reach=repeated(rule.clamp.reach, width))
+    added = None if rule.skip_multiplier is None else repeated(rule.skip_multiplier, width)
+    return replace(rule, multiplier=repeated(rule.multiplier, width), clamp=clamp, skip_multiplier=added)

@@ -38,7 +38,7 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
         _add_bias(writer, conv.output, bias)
     elif isinstance(conv.requantize, FloatRescale):
         rescale_sum(writer, conv.output, conv.requantize, conv.bias, len(conv.window.kernel))
-    elif unfolds(writer, conv) and suits_last(writer, conv.requantize, conv.output, conv.weights.ndim):
+    elif unfolds(writer, conv) and suits_last(writer, conv, conv.requantize):
         requantize_last(writer, conv.requantize, conv.output, bias)
     else:
         requantize_blocks(writer, accumulator(conv.output), conv.requantize, conv.output, bias)

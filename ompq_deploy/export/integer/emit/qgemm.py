@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from ompq_deploy.export.integer.emit.channels_last import row
+from ompq_deploy.export.integer.emit.channels_last import repeated
 from ompq_deploy.export.integer.emit.products import codes_of
 from ompq_deploy.export.integer.emit.qlinear import clip_ends, unit_scale
 from ompq_deploy.export.integer.emit.writer import Writer, accumulator, stored
@@ -28,7 +28,7 @@ def emit_qgemm(writer: Writer, matmul: IntegerMatMul, rule: FloatRescale) -> Non
     shape = writer.node("Concat", [batch, channels], f"{output}_shape", axis=0)
     bias = writer.constant(f"{output}_bias", matmul.bias.astype(np.int32))
     rows = _qgemm(writer, output, rule, x.tensor, writer.zero_point(matmul.input), matmul.weights, bias)
-    writer.node("Reshape", [rows, shape], stored(output))
+    writer.node("Reshape", [rows, shape], stored(output), allowzero=1)
 
 
 def rescale_sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int) -> None:
@@ -40,19 +40,19 @@ def rescale_sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, ax
     count = writer.node("Shape", [rows], f"{output}_row_count", end=1)
     zero = helper.make_tensor("zero", TensorProto.UINT8, [1], [0])
     column = writer.node("ConstantOfShape", [count], f"{output}_column", value=zero)
-    nothing = np.zeros((1, len(bias)), np.int8)
-    result = _qgemm(writer, output, rule, column, writer.uint8(0), nothing, rows)
+    weights = np.zeros((1, len(bias)), np.int8)
+    result = _qgemm(writer, output, rule, column, writer.uint8(0), weights, rows)
     last = f"{output}_last" if axes else stored(output)
     if sizes:
         writer.reshape(result, [-1, *sizes, len(bias)], last)
     else:
-        writer.node("Reshape", [result, writer.node("Shape", [total], f"{output}_shape")], last)
+        writer.node("Reshape", [result, writer.node("Shape", [total], f"{output}_shape")], last, allowzero=1)
     if axes:
         writer.channels_to_front(last, stored(output), axes)
 
 
 def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int, width: int) -> str:
-    """accumulator M + skip M_skip, bias and zero-point taken into account, channels last: int32. `width` is the
+    """accumulator M + skip M_skip, bias and zero-point taken into account: int32 (N, sizes..., C). `width` is the
     length of the last spatial axis, 1 where it is not known."""
     assert rule.multiplier is not None
     assert rule.skip_multiplier is not None
@@ -62,7 +62,7 @@ def _sum(writer: Writer, output: str, rule: FloatRescale, bias: Int64, axes: int
         skip = writer.channels_to_back(skip, f"{output}_skip_last", axes)
 
     def per_channel(name: str, values: Int64) -> str:
-        return writer.constant(f"{output}_{name}", row(values, width).astype(np.int32))
+        return writer.constant(f"{output}_{name}", repeated(values, width).astype(np.int32))
 
     scaled = writer.node("Mul", [total, per_channel("multiplier", rule.multiplier)], f"{output}_scaled")
     skip = writer.node("Cast", [skip], f"{output}_skip_int32", to=TensorProto.INT32)
