@@ -17,7 +17,7 @@ from ompq_deploy.export.integer.program import IntegerConv
 from ompq_deploy.export.integer.rules import Int64, Requantize
 
 FIRST_SPATIAL = 2
-MOST_REPEATED = 1 << 11
+MOST_REPEATED = 1 << 10
 """Numbers in a constant that is repeated: more would be a large part of a small network's file."""
 
 
