@@ -18,7 +18,7 @@ import onnx
 from integer_speed import SHARED, quantized_case
 from networks import CASES, Case, selected
 
-from ompq_deploy.calib import input_specs, load_labelled
+from ompq_deploy.calib import LabelledSet, input_specs, load_labelled
 from ompq_deploy.evaluate.accuracy import evaluate, label_ranks
 from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.lower import lower
@@ -39,21 +39,31 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [HEADER]
     for case in selected(arguments.models, {}):
+        images = labelled_images(case, arguments.shared)
         for bits in arguments.bits:
-            rows.append(row(case, arguments.shared, bits))
+            rows.append(row(case, images, arguments.shared, bits))
             print(rows[-1], flush=True)
     if arguments.table:
         arguments.table.write_text("\n".join(rows) + "\n")
 
 
-def row(case: Case, shared: Path, bits: int) -> str:
+def labelled_images(case: Case, shared: Path) -> list[LabelledSet]:
+    """All evaluation files of a network."""
+    specs = input_specs(onnx.load(shared / "models" / case.model))
+    return [
+        load_labelled(shared / "data" / file, specs, count=count, preprocess=case.preprocess)
+        for file, count in case.evaluation
+    ]
+
+
+def row(case: Case, images: list[LabelledSet], shared: Path, bits: int) -> str:
     """One line of the table."""
     quantized, _ = quantized_case(case, shared, bits)
     models = {"float": quantized.graph.model, "qdq": qdq_model(quantized)}
     models |= {name: integer_model(lower(quantized, name)) for name in ARITHMETICS}
     correct, predicted = {}, {}
     for name, model in models.items():
-        correct[name], predicted[name] = predictions(model, case, shared)
+        correct[name], predicted[name] = predictions(model, images)
     cells = [case.name, str(bits), str(len(correct["float"]))]
     cells += [f"{100 * correct[name].mean():.2f}" for name in ("float", "qdq")]
     for name in ARITHMETICS:
@@ -64,11 +74,10 @@ def row(case: Case, shared: Path, bits: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def predictions(model: onnx.ModelProto, case: Case, shared: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each image of all evaluation files is predicted right, and its predicted class."""
+def predictions(model: onnx.ModelProto, images: list[LabelledSet]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each image is predicted right, and its predicted class."""
     correct, predicted = [], []
-    for file, count in case.evaluation:
-        data = load_labelled(shared / "data" / file, input_specs(model), count=count, preprocess=case.preprocess)
+    for data in images:
         logits = evaluate(model, data).logits
         correct.append(label_ranks(logits, data.labels) < 1)
         predicted.append(logits.argmax(axis=1))

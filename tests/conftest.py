@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ompq_deploy import cli
+from ompq_deploy.export.integer.emit import unfold
 from tests import models
 
 Run = Callable[..., tuple[int, str, str]]
@@ -36,6 +37,13 @@ def shared() -> Callable[[str], Path]:
 def residual_model(tmp_path: Path) -> Path:
     """A small residual network with a depthwise layer, every fusion the pipeline knows, and random weights."""
     return models.save(models.residual_network(), tmp_path / "residual.onnx")
+
+
+@pytest.fixture
+def unfold_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions as matrix products: small ones too, and those whose columns are many."""
+    monkeypatch.setattr(unfold, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(unfold, "MOST_BYTES", 1 << 20)
 
 
 @pytest.fixture

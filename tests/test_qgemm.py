@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ompq_deploy.artifacts import Grid, QuantizedGraph, Samples
 from ompq_deploy.export.integer.check import float_tensors_inside
-from ompq_deploy.export.integer.emit import integer_model, unfold
+from ompq_deploy.export.integer.emit import integer_model
 from ompq_deploy.export.integer.emit.linear import emit_conv, emit_matmul
 from ompq_deploy.export.integer.emit.writer import Writer
 from ompq_deploy.export.integer.lower import lower
@@ -85,13 +85,6 @@ def assert_equal(layer: Layer, codes: dict[str, np.ndarray], shapes: dict[str, S
     np.testing.assert_array_equal(found.astype(int) - OUT.zero_point, expected)
     exact = requantize_exactly(whole(total), layer.requantize, {name: whole(q) for name, q in read.items()})
     np.testing.assert_array_equal(exact.astype(int), expected)
-
-
-@pytest.fixture
-def unfold_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small convolutions too, and those whose columns are many."""
-    monkeypatch.setattr(unfold, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(unfold, "MOST_BYTES", 1 << 20)
 
 
 @pytest.mark.parametrize("form", ["one product", "groups", "sizes not known", "broadcast"])

@@ -45,13 +45,6 @@ def emit_one(conv: IntegerConv, grid: Grid, shape: Sequence[int | None]) -> onnx
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-@pytest.fixture
-def unfold_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small convolutions too, and those whose columns are many."""
-    monkeypatch.setattr(unfold, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(unfold, "MOST_BYTES", 1 << 20)
-
-
 @pytest.mark.parametrize("largest", [7, 127])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.usefixtures("unfold_all")

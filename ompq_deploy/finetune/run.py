@@ -13,13 +13,7 @@ from ompq_deploy.files.outputs import OutputFolder
 from ompq_deploy.files.plan_file import check_plan_fits, check_samples_fit, load_plan
 from ompq_deploy.finetune.settings import FinetuneSettings
 from ompq_deploy.finish import Decided, Deployment, finish
-from ompq_deploy.pipeline import (
-    engine_backend,
-    prepare_graph,
-    read_integers,
-    run_capture,
-    run_quantize,
-)
+from ompq_deploy.pipeline import engine_backend, prepare_graph, read_integers, run_capture, run_quantize
 from ompq_deploy.runtime.threads import resolved
 from ompq_deploy.runtime.timing import Listener, Stopwatch
 from ompq_deploy.settings import DeploySettings, PlanSettings

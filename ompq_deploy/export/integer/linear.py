@@ -42,19 +42,19 @@ def lower_layer(scope: Scope, group: Group) -> tuple[Linear, ...]:
     bias, bound = _bias(scope, node, group.constant, weights, grid)
     grid_out = scope.grids[group.output]
     skip = scope.grid(group.skip) if group.skip else grid_out
+    scale, largest = _for_accumulator(grid, layer), _for_accumulator(bound, layer)
+    clamp = clamp_codes(group.low, group.high, grid_out)
     result = requantize(
         node.name,
-        _for_accumulator(grid.astype(np.float64) / grid_out.scale, layer),
-        _for_accumulator(bound, layer),
-        clamp_codes(group.low, group.high, grid_out),
+        scale.astype(np.float64) / grid_out.scale,
+        largest,
+        clamp,
         skip=group.skip,
         skip_ratio=skip.scale / grid_out.scale,
         skip_bound=skip.largest,
     )
     *opening, last = _operation(scope, node, group.output, bias, result)
     if scope.arithmetic == TENSORRT and not isinstance(last, IntegerZeroInsertion):
-        clamp = (result.clamp.low, result.clamp.high)
-        scale, largest = _for_accumulator(grid, layer), _for_accumulator(bound, layer)
         last = rescaled_in_float(scope, group, last, scale, largest, clamp)
     return (*opening, last)
 

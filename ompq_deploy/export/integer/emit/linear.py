@@ -23,8 +23,8 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
     if isinstance(conv.requantize, FloatRescale) and not conv.requantize.skip:
         emit_qlinear_conv(writer, conv, conv.requantize)
         return
-    name = f"{conv.output}_codes"
-    if unfolds(writer, conv):
+    name, is_product = f"{conv.output}_codes", unfolds(writer, conv)
+    if is_product:
         weights = summands(writer, name, matrix(conv.weights))
         over_parts(
             writer, conv.input, accumulator(conv.output),
@@ -38,7 +38,7 @@ def emit_conv(writer: Writer, conv: IntegerConv) -> None:
         _add_bias(writer, conv.output, bias)
     elif isinstance(conv.requantize, FloatRescale):
         rescale_sum(writer, conv.output, conv.requantize, conv.bias, len(conv.window.kernel))
-    elif unfolds(writer, conv) and suits_last(writer, conv, conv.requantize):
+    elif is_product and suits_last(writer, conv, conv.requantize):
         requantize_last(writer, conv.requantize, conv.output, bias)
     else:
         requantize_blocks(writer, accumulator(conv.output), conv.requantize, conv.output, bias)
